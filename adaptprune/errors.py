@@ -1,0 +1,8 @@
+"""The one exception that means "the request cannot be carried out as asked": its message says what to do instead."""
+
+
+class AdaptPruneError(ValueError):
+    """A mistake in what was asked for: the message names the value, what is allowed and the next step.
+
+    The command line prints it as one line and exits with code 2; every other exception is a defect and keeps its traceback.
+    """

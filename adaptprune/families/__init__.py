@@ -1,0 +1,40 @@
+"""Visual layouts, one file each: where a model's visual tokens stand in its prompt and on which grid.
+
+A new family is a file here and a line in FAMILIES (or an entry point of another package), under its config's model_type.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families.base import Family, Layout
+from adaptprune.registry import Registry
+
+FAMILIES = Registry(
+    "family",
+    {
+        "llava": "adaptprune.families.llava:Llava",
+    },
+    group="adaptprune.families",
+)
+
+__all__ = ["FAMILIES", "Family", "Layout", "family_of", "list_families"]
+
+
+def list_families() -> list[str]:
+    """The values of `config.model_type` that can be pruned."""
+    return FAMILIES.names()
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model's config; an error that names the supported ones if there is none."""
+    model_type = getattr(config, "model_type", None)
+    if model_type not in FAMILIES.names():
+        raise AdaptPruneError(
+            f"model type {model_type!r} is not a supported vision-language model. Supported: {', '.join(list_families())} "
+            "(another package can add one: see CONTRIBUTING.md)."
+        )
+    family: Family = FAMILIES.get(model_type)()
+    family.check(config)
+    return family

@@ -1,0 +1,113 @@
+"""One row of attention from one layer, with the model's own attention kernel left on.
+
+Only layer K-1's attention module gets a copy of its config that names a registered function. That function works out the
+last prompt token's probabilities from the query and key states (after RoPE and norms, whatever the model) and then calls
+the implementation that the model was loaded with.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.narrow import take
+from adaptprune.hooks.state import Call
+
+NAME = "adaptprune_probe"
+_installed: WeakKeyDictionary[nn.Module, tuple[Any, Callable[..., None]]] = WeakKeyDictionary()
+
+
+class _Original:
+    """The attention module as its own implementation knows it: flash attention reads its name from `config`."""
+
+    def __init__(self, module: nn.Module, config: Any) -> None:
+        self._module, self.config = module, config
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._module, name)
+
+
+def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], None]:
+    """Call ``watch(query, key, attention_mask, scaling, softcap)`` before every attention of a module.
+
+    Returns the function that puts the module back as it was.
+    """
+    config: Any = attention.config
+    _implementation(attention, config)  # fails now rather than in the first forward
+    ALL_ATTENTION_FUNCTIONS.register(NAME, _probe)
+    changed = copy.copy(config)
+    changed._attn_implementation = NAME
+    attention.config = changed
+    _installed[attention] = (config, watch)
+
+    def remove() -> None:
+        attention.config = config
+        _installed.pop(attention, None)
+
+    return remove
+
+
+def _implementation(attention: nn.Module, config: Any) -> Callable[..., Any]:
+    name = config._attn_implementation or "eager"
+    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
+    if name == "eager" and eager is None:
+        raise AdaptPruneError(
+            f"cannot watch the eager attention of {type(attention).__name__}: load the model with attn_implementation='sdpa'."
+        )
+    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+    return found
+
+
+def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
+    config, watch = _installed[module]
+    watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
+    return _implementation(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
+
+
+def last_token_attention(
+    call: Call, layer: int, query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None
+) -> Tensor:
+    """Attention probabilities of each sample's last prompt token, (B, H, S), float32.
+
+    Parameters
+    ----------
+    query, key : Tensor, (B, H, L, d) and (B, H_kv, S, d)
+        As handed to the attention function; grouped heads not repeated.
+    mask
+        The attention mask handed along: none, 2-D, 4-D (boolean or additive) or a block mask.
+    """
+    rows = call.rows_at(layer)
+    last = call.last_row()
+    if rows is not None:
+        last = (rows == last[:, None]).int().argmax(dim=1)
+    states = take(query.transpose(1, 2), last[:, None])[:, 0].float()  # (B, H, d)
+    batch, heads, width = states.shape
+    grouped = states.view(batch, key.shape[1], heads // key.shape[1], width)
+    scores = torch.einsum("bgrd,bgsd->bgrs", grouped, key.float()).reshape(batch, heads, key.shape[2])
+    scores = scores * (width**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    return torch.softmax(scores + _visible(call, layer, last, mask)[:, None], dim=-1)
+
+
+def _visible(call: Call, layer: int, last: Tensor, mask: Any) -> Tensor:
+    """Additive mask of each sample's last row, (B, S), float32."""
+    hidden = torch.finfo(torch.float32).min
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        row = take(mask[:, 0].expand(call.batch, *mask.shape[2:]), last[:, None])[:, 0]
+        if mask.dtype != torch.bool:
+            return row.float()
+        return torch.zeros(row.shape, device=call.device).masked_fill(~row, hidden)
+    columns = call.columns_at(layer)
+    seen = (columns >= 0) & (columns <= (call.past + call.last_row())[:, None])
+    if call.token_mask is not None:
+        seen &= call.token_mask.to(call.device).bool().gather(1, columns.clamp_min(0))
+    return torch.zeros(seen.shape, device=call.device).masked_fill(~seen, hidden)

@@ -1,0 +1,165 @@
+"""What was dropped, per cache and per forward: index arithmetic over the unpruned sequence. Tensors only, no models.
+
+A *position* is a place in the unpruned sequence (padding counted), over all turns of a conversation. A *stage* is the
+number of a decoder layer before which tokens leave. A *view* lists the positions that the layers from one stage on hold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptprune.families import Layout
+
+
+@dataclass(frozen=True)
+class View:
+    """Positions held by the layers from one stage on.
+
+    Attributes
+    ----------
+    index : Tensor, (B, S), int64
+        Positions in cache order; -1 is padding, which evens out rows that keep different numbers of tokens.
+    covered : int
+        `index` speaks of the positions below this; all later ones are held.
+    padded : bool
+        Whether any entry of `index` is -1.
+    """
+
+    index: Tensor
+    covered: int
+    padded: bool
+
+    def columns(self, total: int) -> Tensor:
+        """Positions of everything held once the sequence is `total` long: (B, S + total - covered)."""
+        tail = torch.arange(self.covered, total, device=self.index.device)
+        return torch.cat([self.index, tail.expand(self.index.shape[0], -1)], dim=1)
+
+    @property
+    def dropped(self) -> int:
+        """By how many entries the layers of this view are shorter than the sequence."""
+        return self.covered - self.index.shape[1]
+
+
+@dataclass
+class PruneState:
+    """Belongs to one KV cache: the views of its layers. A stage without a view holds everything."""
+
+    stages: tuple[int, ...]
+    views: dict[int, View] = field(default_factory=dict)
+
+    def sequence_length(self, first_layer_length: int) -> int:
+        """Length of the unpruned sequence, from the length of the first layer's cache."""
+        view = self.views.get(0)
+        return first_layer_length + (view.dropped if view else 0)
+
+    def columns(self, stage: int | None, total: int, batch: int, device: torch.device) -> Tensor:
+        """Positions that the layers from `stage` on hold (None: those before every stage), (B, S)."""
+        view = self.views.get(stage) if stage is not None else None
+        if view is None:
+            return torch.arange(total, device=device).expand(batch, -1)
+        return view.columns(total)
+
+
+@dataclass
+class Call:
+    """One forward of the decoder.
+
+    Attributes
+    ----------
+    past, length : int
+        Positions before this forward, and the number of tokens handed to it.
+    layouts : list of Layout or None
+        Visual tokens among them, one per row of the batch; None if there is no image.
+    alive : list of Tensor
+        Per row, indices into its layout of the visual tokens that no stage has dropped.
+    rows : dict of int to Tensor, (B, S)
+        Per stage that dropped something: which of the incoming tokens it kept (-1: padding).
+    attention : dict of int to Tensor, (B, H, S), float32
+        Per layer, what the probe saw: the last prompt token's probabilities over that layer's columns.
+    keys : dict of int to Tensor, (B, S, Dk)
+        Per layer, what its key projection put out.
+    """
+
+    state: PruneState
+    past: int
+    length: int
+    batch: int
+    device: torch.device
+    layouts: list[Layout] | None = None
+    token_mask: Tensor | None = None
+    cache: Any = None
+    alive: list[Tensor] = field(default_factory=list)
+    rows: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, Tensor] = field(default_factory=dict)
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    incoming: Tensor | None = None
+    narrowed: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
+    selection_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.layouts is not None:
+            self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in self.layouts]
+        if 0 in self.state.views:
+            # The model sizes its masks by the first layer's cache, which is pruned: their columns are not positions.
+            past = self.state.views[0].columns(self.past)
+            new = torch.arange(self.past, self.total, device=self.device).expand(self.batch, -1)
+            self.incoming = torch.cat([past, new], dim=1)
+
+    @property
+    def total(self) -> int:
+        """Positions up to and with this forward."""
+        return self.past + self.length
+
+    def stage_at(self, layer: int) -> int | None:
+        """The last stage at or before a layer."""
+        return max((stage for stage in self.state.stages if stage <= layer), default=None)
+
+    def rows_at(self, layer: int) -> Tensor | None:
+        """Which incoming tokens layer `layer` is handed (None: all of them)."""
+        kept = [self.rows[stage] for stage in sorted(self.rows) if stage <= layer]
+        return kept[-1] if kept else None
+
+    def columns_at(self, layer: int) -> Tensor:
+        """Positions of the keys that layer `layer` attends to, this forward's included, (B, S)."""
+        return self.state.columns(self.stage_at(layer), self.total, self.batch, self.device)
+
+    def last_row(self) -> Tensor:
+        """For each sample, which incoming token is its last one that is not padding, (B,)."""
+        last = torch.full((self.batch,), self.length - 1, device=self.device)
+        if self.token_mask is None:
+            return last
+        new = self.token_mask[:, -self.length :].to(self.device) > 0
+        return last - new.flip(1).int().argmax(dim=1)
+
+    def keep(self, stage: int, kept: list[Tensor]) -> None:
+        """Let a stage drop all visual tokens but `kept` (per sample, indices into its layout)."""
+        assert self.layouts is not None
+        lines = []
+        for layout, indices in zip(self.layouts, kept, strict=True):
+            stays = torch.ones(self.length, dtype=torch.bool, device=self.device)
+            stays[layout.positions] = False
+            stays[layout.positions[indices]] = True
+            lines.append(stays.nonzero()[:, 0])
+        longest = max(line.numel() for line in lines)
+        rows = torch.stack([torch.nn.functional.pad(line, (longest - line.numel(), 0), value=-1) for line in lines])
+        padded = bool((rows < 0).any())
+        before = self.state.views.get(stage)
+        old = self.state.columns(stage, self.past, self.batch, self.device)
+        new = torch.where(rows < 0, -1, rows + self.past)
+        self.state.views[stage] = View(
+            torch.cat([old, new], dim=1), self.total, padded or (before is not None and before.padded)
+        )
+        self.rows[stage] = rows
+        self.alive = kept
+
+
+def places(listed: Tensor, size: int) -> Tensor:
+    """The inverse of a list of positions: for each of `size` positions its place in `listed`, (B, size); -1 if absent."""
+    found = torch.full((listed.shape[0], size + 1), -1, dtype=torch.int64, device=listed.device)
+    order = torch.arange(listed.shape[1], device=listed.device).expand_as(listed)
+    # padding (-1) is written to the extra last entry, which is cut off
+    return found.scatter_(1, torch.where(listed < 0, size, listed), order)[:, :size]

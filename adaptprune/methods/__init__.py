@@ -1,0 +1,53 @@
+"""Selection rules, one file each. A new one is a file here and a line in METHODS (or an entry point of another package)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.pruner import Pruner
+from adaptprune.registry import Registry, parse_spec
+
+METHODS = Registry(
+    "method",
+    {
+        "adaptprune": "adaptprune.methods.adaptprune:AdaptPrune",
+        "fastv": "adaptprune.methods.fastv:FastV",
+        "random": "adaptprune.methods.random:Random",
+        "grid": "adaptprune.methods.grid:Grid",
+    },
+    group="adaptprune.methods",
+)
+
+
+def list_methods() -> list[str]:
+    """The names that `make_pruner` and `adaptprune.prune` take."""
+    return METHODS.names()
+
+
+def make_pruner(method: str | Pruner, **options: Any) -> Pruner:
+    """A pruner from a spec string or another pruner, with some of its options changed.
+
+    Parameters
+    ----------
+    method : str or Pruner
+        ``"adaptprune"``, ``"fastv:keep_ratio=0.25,layer=3"`` or an object.
+    **options
+        Fields of the pruner; they win over those of the spec. None means "not given".
+
+    Raises
+    ------
+    AdaptPruneError
+        Unknown method or option (with the closest name), or a value that is not allowed.
+    """
+    given = {key: value for key, value in options.items() if value is not None}
+    if isinstance(method, Pruner):
+        return method.replace(**given)
+    if not isinstance(method, str):
+        raise AdaptPruneError(
+            f"method is a {type(method).__name__}: pass a name ({', '.join(list_methods())}), a spec string such as "
+            "'adaptprune:keep_ratio=0.1', or a Pruner object."
+        )
+    name, spec_options = parse_spec(method)
+    pruner: Pruner = METHODS.get(name)()
+    return pruner.replace(**{**spec_options, **given})

@@ -1,0 +1,137 @@
+"""What a selection rule sees (VisualTokens) and what it is (Pruner). Pure maths: knows nothing of models or hooks."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.registry import did_you_mean
+
+#: Cues that the hooks can capture, and where each comes from.
+CUES = {
+    "attention": "probabilities of the last prompt token, at decoder layer K-1",
+    "keys": "what layer K's key projection makes of the normalised hidden state, before RoPE",
+    "raw_keys": "the same of the hidden state before its layer norm, as the released AdaptPrune code does",
+    "previous_keys": "the output of layer K-1's key projection, before RoPE: already computed, costs nothing",
+}
+
+
+@dataclass(frozen=True)
+class VisualTokens:
+    """The visual tokens of one image as they arrive at the layer where they are pruned.
+
+    Attributes
+    ----------
+    hidden : Tensor, (N, D)
+        Hidden states before decoder layer K (K = 0: the projected image features).
+    coords : Tensor, (N, 3), int64
+        Grid (image, tile or frame), row and column of each token; rows and columns count from 0.
+    attention : Tensor or None, (H, N), float32
+        Per head, the attention probability from the last prompt token, at layer K-1; a row over all the tokens of
+        the prompt sums to 1, so these visual columns sum to less.
+    keys : Tensor or None, (N, Dk)
+        Key states, all heads concatenated; which ones, the pruner chooses through `Pruner.needs`.
+    """
+
+    hidden: Tensor
+    coords: Tensor
+    attention: Tensor | None = None
+    keys: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.hidden.shape[0]
+
+
+def budget(keep_ratio: float, num_visual: int) -> int:
+    """How many of `num_visual` tokens are kept: ``max(1, floor(keep_ratio * num_visual))``, as the released code rounds."""
+    return max(1, math.floor(keep_ratio * num_visual))
+
+
+@dataclass(frozen=True)
+class Pruner:
+    """A selection rule: a dataclass is both its configuration and its behaviour.
+
+    Subclasses set `name` and `needs` and override `score` (higher is kept) or `select`.
+
+    Parameters
+    ----------
+    keep_ratio : float
+        Fraction of the visual tokens of each image that is KEPT, in (0, 1]. 1 leaves the model untouched.
+    layer : int
+        K: tokens leave before decoder layer K (layers count from 0). 0 is before the language model.
+    """
+
+    keep_ratio: float = 0.5
+    layer: int = 2
+
+    name: ClassVar[str] = ""
+    summary: ClassVar[str] = ""
+    paper: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        ratio = self.keep_ratio
+        if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 < ratio <= 1:
+            raise AdaptPruneError(
+                f"keep_ratio={ratio!r} is not allowed: it is the fraction of visual tokens KEPT, above 0 and at most 1."
+            )
+        if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
+            raise AdaptPruneError(f"layer={self.layer!r} is not allowed: it is a decoder layer's number, 0 or more.")
+        if self.layer < self.smallest_layer:
+            raise AdaptPruneError(
+                f"layer={self.layer} is too early for {self.name!r}, which ranks tokens by what layer K-1 computed: "
+                f"use layer={self.smallest_layer} or later, or a method that needs no cue (random, grid)."
+            )
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The cues (keys of `CUES`) that the hooks have to capture for this rule."""
+        return frozenset()
+
+    @property
+    def smallest_layer(self) -> int:
+        """The first layer before which this rule can prune: cues of layer K-1 need K >= 1."""
+        return 1 if self.needs & {"attention", "previous_keys"} else 0
+
+    def score(self, tokens: VisualTokens) -> Tensor:
+        """Rank of each token, (N,), higher is kept."""
+        raise NotImplementedError(f"{type(self).__name__} overrides neither score nor select")
+
+    def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
+        """Indices of the kept tokens, (num_keep,) int64, ascending, unique.
+
+        The default takes the highest scores; ties go to the lower index.
+        """
+        order = torch.sort(self.score(tokens), descending=True, stable=True).indices
+        return order[:num_keep].sort().values
+
+    def schedule(self, num_layers: int) -> dict[int, float]:
+        """Decoder layer to the fraction of each image's original tokens that is kept from it on."""
+        return {self.layer: self.keep_ratio}
+
+    def warm_up(self) -> None:
+        """Compile or load what `select` will use, so that the first prompt does not pay for it."""
+
+    def replace(self, **options: Any) -> Pruner:
+        """A copy with other options; an unknown option is an error that names the closest one."""
+        allowed = [field.name for field in dataclasses.fields(self)]
+        for key in options:
+            if key not in allowed:
+                raise AdaptPruneError(f"unknown option {key!r} for {self.name!r}.{did_you_mean(key, allowed)}")
+        return dataclasses.replace(self, **options)
+
+    def spec(self) -> str:
+        """The spec string that makes this very pruner, with every option spelt out."""
+        options = ",".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
+        return f"{self.name}:{options}"
+
+
+def positive(name: str, value: float) -> None:
+    """Raise unless `value` is a finite number above 0."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+        raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a finite number above 0.")

@@ -1,0 +1,80 @@
+"""What was pruned: plain numbers, for people (`str`) and for programs (`to_dict`)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class SampleReport:
+    """One row of the batch.
+
+    Attributes
+    ----------
+    num_visual, num_kept : int
+        Visual tokens in the prompt and after the last pruning layer.
+    kept : list of int
+        Places of the kept visual tokens in the unpruned prompt (its padding counted), ascending.
+    images : list of (int, int)
+        Visual tokens and kept tokens of each image.
+    """
+
+    num_visual: int = 0
+    num_kept: int = 0
+    kept: list[int] = field(default_factory=list)
+    images: list[tuple[int, int]] = field(default_factory=list)
+
+
+@dataclass
+class PruneReport:
+    """The latest prompt that went through the pruned model.
+
+    Attributes
+    ----------
+    method : str
+        The pruner's spec string.
+    samples : list of SampleReport
+        One per row of the batch (per beam with beam search).
+    kv_lengths : list of int
+        Per decoder layer, the keys that the cache held once the prompt was read (padding counted). Empty without a cache.
+    kv_bytes, kv_bytes_unpruned : int
+        Bytes of keys and values at that time; and what they would be had every layer the length of the whole prompt.
+    attention_backend : str
+        The decoder's attention implementation.
+    selection_ms : float
+        Host time of capturing the cues and selecting, all samples and layers, in milliseconds.
+    prompts : int
+        How many prompts were read since the hooks were put on.
+    """
+
+    method: str = ""
+    samples: list[SampleReport] = field(default_factory=list)
+    kv_lengths: list[int] = field(default_factory=list)
+    kv_bytes: int = 0
+    kv_bytes_unpruned: int = 0
+    attention_backend: str = ""
+    selection_ms: float = 0.0
+    prompts: int = 0
+
+    @property
+    def num_visual(self) -> int:
+        """Visual tokens of all samples before pruning."""
+        return sum(sample.num_visual for sample in self.samples)
+
+    @property
+    def num_kept(self) -> int:
+        """Visual tokens of all samples after pruning."""
+        return sum(sample.num_kept for sample in self.samples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain types, for JSON."""
+        return {**asdict(self), "num_visual": self.num_visual, "num_kept": self.num_kept}
+
+    def __str__(self) -> str:
+        if not self.num_visual:
+            return "no visual tokens seen yet" if not self.prompts else "the prompt had no image: nothing to prune"
+        text = f"kept {self.num_kept} of {self.num_visual} visual tokens"
+        if self.kv_bytes:
+            text += f", KV cache {self.kv_bytes / 2**20:.2f} of {self.kv_bytes_unpruned / 2**20:.2f} MiB"
+        return f"{text}, selection {self.selection_ms:.1f} ms"
