@@ -1,0 +1,5 @@
+"""`python -m adaptprune`"""
+
+from adaptprune.cli import main
+
+main()

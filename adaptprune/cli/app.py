@@ -1,0 +1,86 @@
+"""The command table, and what every command shares: several values per option, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import typer
+from rich.console import Console
+from typer.core import TyperCommand
+
+from adaptprune._version import __version__
+from adaptprune.errors import AdaptPruneError
+
+# rich takes 80 columns where there is no terminal, which cuts tables short in files and pipes
+stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+
+
+class ManyValues(TyperCommand):
+    """Lets an option that may be repeated take several values at once: ``--image a.png b.png``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        many = {name for option in self.params if getattr(option, "multiple", False) for name in option.opts}
+        expanded: list[str] = []
+        option = None
+        for arg in args:
+            if option and not arg.startswith("-") and expanded[-1] != option:
+                expanded.append(option)
+            elif arg.startswith("-"):
+                option = arg if arg in many else None
+            expanded.append(arg)
+        return super().parse_args(ctx, expanded)
+
+
+def print_json(value: Any) -> None:
+    """One JSON object on standard output."""
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def version(wanted: bool) -> None:
+    if wanted:
+        print(f"adaptprune {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="adaptprune",
+    help="Drop the visual tokens that a vision-language model does not need, without training.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+
+
+@app.callback()
+def options(
+    show_version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
+) -> None:
+    from adaptprune.cli import quiet
+
+    quiet.third_parties()
+
+
+def add_commands() -> None:
+    from adaptprune.cli import bench, doctor, families, methods, run
+
+    for module in (run, methods, families, doctor, bench):
+        app.command(cls=ManyValues)(module.command)
+
+
+def main() -> None:
+    """Entry point. A mistake in what was asked for ends in one line and exit code 2."""
+    add_commands()
+    try:
+        app()
+    except AdaptPruneError as error:
+        stderr.print("[bold red]error:[/]", str(error).replace("[", r"\["))
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone: nothing to report to
+        sys.stderr.close()
+        sys.exit(141)

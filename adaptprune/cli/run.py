@@ -1,0 +1,102 @@
+"""`adaptprune run`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from adaptprune.cli.app import print_json, stdout
+from adaptprune.errors import AdaptPruneError
+
+
+def command(
+    prompt: str = typer.Option(..., "--prompt", "-p", help="The question."),
+    image: list[str] = typer.Option([], "--image", "-i", help="Path or http(s) address; several are allowed."),
+    model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model inside the package."),
+    method: str = typer.Option("adaptprune", help="Method or spec (name:option=value,...); none runs unpruned."),
+    keep_ratio: float = typer.Option(None, help="Fraction of visual tokens kept, above 0 and at most 1."),
+    layer: int = typer.Option(None, help="Prune before this decoder layer."),
+    max_new_tokens: int = typer.Option(128, help="Length limit of the answer."),
+    temperature: float = typer.Option(0.0, help="0 is greedy."),
+    seed: int = typer.Option(None, help="Seed for sampling."),
+    device: str = typer.Option(None, help="cpu, cuda, cuda:1, mps. Default: the best present."),
+    dtype: str = typer.Option(None, help="float32, float16 or bfloat16."),
+    attention: str = typer.Option(None, help="sdpa, eager, flash_attention_2, flex_attention."),
+    as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of streaming."),
+    overlay: Path = typer.Option(None, help="Write the picture with dropped patches dimmed (PNG)."),
+) -> None:
+    """Answer a question about images with a pruned model."""
+    pruner = _pruner(method, keep_ratio, layer)
+    _check_overlay(overlay, image, pruner)
+    from adaptprune.engines.transformers import TransformersEngine
+    from adaptprune.images import open_image
+    from adaptprune.models import load
+
+    images = [open_image(source) for source in image]
+    engine = TransformersEngine(*load(model, device=device, dtype=dtype, attn_implementation=attention))
+    answer = engine.answer(
+        images,
+        prompt,
+        pruner,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        on_text=(lambda text: None) if as_json else (lambda text: print(text, end="", flush=True)),
+    )
+    if overlay is not None:
+        from adaptprune.viz import overlay as draw
+
+        assert answer.report is not None
+        draw(engine.model.config, engine.processor, answer.inputs, answer.report.samples[0]).save(overlay)
+    if as_json:
+        print_json(_record(answer, engine, prompt, image))
+        return
+    print()
+    times = answer.timings
+    report = f"{pruner.name} before layer {pruner.layer}: {answer.report}" if pruner else "unpruned"
+    stdout.print(
+        f"[dim]{report}; first token {times.first_token_ms:.0f} ms, then {times.new_tokens - 1} tokens at "
+        f"{times.decode_tokens_per_second:.0f} per second[/]"
+    )
+
+
+command.__name__ = "run"
+
+
+def _pruner(method: str, keep_ratio: float | None, layer: int | None) -> Any:
+    if method == "none":
+        if keep_ratio is not None or layer is not None:
+            raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio and --layer.")
+        return None
+    from adaptprune.methods import make_pruner
+
+    return make_pruner(method, keep_ratio=keep_ratio, layer=layer)
+
+
+def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
+    """Before anything slow is done."""
+    if overlay is None:
+        return
+    if not image or pruner is None:
+        raise AdaptPruneError("--overlay shows what was dropped of an image: give --image and a method other than none.")
+    if overlay.suffix.lower() != ".png":
+        raise AdaptPruneError(f"--overlay {str(overlay)!r} is not allowed: the name has to end in .png.")
+    if not overlay.absolute().parent.is_dir():
+        raise AdaptPruneError(f"there is no folder {str(overlay.absolute().parent)!r} for --overlay: create it first.")
+
+
+def _record(answer: Any, engine: Any, prompt: str, image: list[str]) -> dict[str, Any]:
+    from adaptprune.doctor import versions
+
+    return {
+        "answer": answer.text,
+        "prompt": prompt,
+        "images": image,
+        "model": engine.model.config.name_or_path,
+        "prompt_tokens": answer.prompt_tokens,
+        "report": answer.report.to_dict() if answer.report else None,
+        "timings": answer.timings.to_dict(),
+        "versions": versions(),
+    }

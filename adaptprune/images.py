@@ -1,0 +1,92 @@
+"""Opening pictures that a user names: files and http(s) addresses, with every failure said in one line."""
+
+from __future__ import annotations
+
+import io
+import urllib.error
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from adaptprune._version import __version__
+from adaptprune.errors import AdaptPruneError
+
+MAX_BYTES = 64 * 2**20
+MAX_PIXELS = 100_000_000
+TIMEOUT_SECONDS = 20
+
+
+def open_image(source: str | Path) -> Image.Image:
+    """The picture at a path or an http(s) address, as RGB, turned upright; transparency becomes white.
+
+    Raises
+    ------
+    AdaptPruneError
+        The source cannot be read or fetched, is empty, truncated, not an image, larger than `MAX_BYTES` or `MAX_PIXELS`.
+    """
+    name = str(source)
+    scheme = urlsplit(name).scheme.lower()
+    if scheme in ("http", "https"):
+        data = _fetch(name)
+    elif "://" in name:
+        raise AdaptPruneError(f"cannot open {name!r}: only files, http:// and https:// are supported.")
+    else:
+        data = _read(Path(name).expanduser())
+    return decode_image(data, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """The picture in `data`; `name` is for error messages. See `open_image`."""
+    if not data:
+        raise AdaptPruneError(f"{name!r} is empty: it has no bytes.")
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            width, height = picture.size  # from the header: nothing is decoded yet
+            if width * height > MAX_PIXELS:
+                raise AdaptPruneError(
+                    f"{name!r} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are allowed: make it smaller."
+                )
+            picture.load()
+            upright = ImageOps.exif_transpose(picture)
+            if "A" in upright.getbands() or "transparency" in upright.info:
+                upright = upright.convert("RGBA")
+                white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(white, upright)
+            return upright.convert("RGB")
+    except AdaptPruneError:
+        raise
+    except UnidentifiedImageError:
+        raise AdaptPruneError(f"{name!r} is not an image that can be read: use PNG, JPEG, WebP, GIF or BMP.") from None
+    except Image.DecompressionBombError:
+        raise AdaptPruneError(
+            f"{name!r} has more than the {MAX_PIXELS:,} pixels that are allowed: make it smaller."
+        ) from None
+    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what PIL's decoders raise on damaged files
+        raise AdaptPruneError(f"{name!r} is damaged or cut off ({error}): save or download it again.") from None
+
+
+def _read(path: Path) -> bytes:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise AdaptPruneError(f"{str(path)!r} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed.")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise AdaptPruneError(f"there is no file {str(path)!r}: check the path.") from None
+    except OSError as error:
+        raise AdaptPruneError(f"cannot read {str(path)!r}: {error.strerror or error}.") from None
+
+
+def _fetch(url: str) -> bytes:
+    request = urllib.request.Request(url, headers={"User-Agent": f"adaptprune/{__version__}"})
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
+            data: bytes = answer.read(MAX_BYTES + 1)
+    except urllib.error.HTTPError as error:
+        raise AdaptPruneError(f"{url!r} answered {error.code} {error.reason}: check the address.") from None
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        raise AdaptPruneError(f"cannot fetch {url!r}: {getattr(error, 'reason', error)}.") from None
+    if len(data) > MAX_BYTES:
+        raise AdaptPruneError(f"{url!r} has more than the {MAX_BYTES:,} bytes that are allowed.")
+    return data

@@ -1,0 +1,141 @@
+"""Every rule equals its formula, worked out again in float64 with numpy."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import adaptprune
+from adaptprune import AdaptPruneError, VisualTokens, make_pruner
+from adaptprune.methods.adaptprune import centre_weight
+from adaptprune.methods.grid import apportion, lattice
+from adaptprune.pruner import budget
+from tests.oracles.nms import greedy
+
+
+def tokens(rows=6, columns=6, grids=1, heads=3, width=8, seed=0) -> VisualTokens:
+    generator = torch.Generator().manual_seed(seed)
+    coords = torch.cartesian_prod(torch.arange(grids), torch.arange(rows), torch.arange(columns))
+    count = len(coords)
+    return VisualTokens(
+        hidden=torch.randn(count, width, generator=generator),
+        coords=coords,
+        attention=torch.rand(heads, count, generator=generator) / count,
+        keys=torch.randn(count, 2, generator=generator),  # two dimensions: many near-parallel keys
+    )
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(6, 6), (4, 9), (1, 5), (1, 1)])
+@pytest.mark.parametrize("grids", [1, 3])
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_adaptprune_is_its_formula(rows, columns, grids, share):
+    seen = tokens(rows, columns, grids)
+    number = budget(share, len(seen))
+    score = seen.attention.double().numpy().mean(axis=0)
+    y, x = (np.linspace(-n / 2, n / 2, n) for n in (rows, columns))
+    gaussian = np.exp(-(y[:, None] ** 2) / (2 * (rows / 2) ** 2) - x[None] ** 2 / (2 * (columns / 2) ** 2))
+    score = score * np.tile((gaussian / gaussian.max()).ravel(), grids)
+    expected = sorted(greedy(score, seen.keys.double().numpy(), seen.coords.numpy(), number))
+    kept = make_pruner("adaptprune", keep_ratio=share).select(seen, number)
+    assert kept.tolist() == expected
+
+
+def test_the_centre_weight_is_the_papers_on_its_grid():
+    """24 x 24: sigma 12 on linspace(-12, 12, 24), rescaled to a maximum of 1."""
+    weight = centre_weight(tokens(24, 24).coords).double().view(24, 24)
+    ruler = torch.linspace(-12, 12, 24, dtype=torch.float64)
+    paper = torch.exp(-(ruler[:, None] ** 2 + ruler[None] ** 2) / (2 * 12**2))
+    torch.testing.assert_close(weight, paper / paper.max(), atol=1e-6, rtol=0)
+    assert weight.max() == 1
+    assert torch.equal(weight, weight.flip(0))
+
+
+def test_fastv_is_top_k_of_mean_attention_with_ties_to_the_lower_index():
+    seen = tokens()
+    mean = seen.attention.double().numpy().mean(axis=0)
+    expected = sorted(np.argsort(-mean, kind="stable")[:10].tolist())
+    assert make_pruner("fastv").select(seen, 10).tolist() == expected
+    flat = dataclasses.replace(seen, attention=torch.ones(2, 36))
+    assert make_pruner("fastv").select(flat, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+def test_random_is_seeded():
+    seen = tokens()
+    first = make_pruner("random").select(seen, 9)
+    assert torch.equal(first, make_pruner("random").select(seen, 9))
+    assert not torch.equal(first, make_pruner("random:seed=1").select(seen, 9))
+    counts = torch.zeros(36)
+    for seed in range(2000):
+        counts[make_pruner("random", seed=seed).select(seen, 9)] += 1
+    # each token is kept with probability 1/4: 500 +- 19.4; 5 deviations
+    assert (counts - 500).abs().max() < 97
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 24), (3, 17), (1, 9), (10, 4)])
+def test_grid_spreads_evenly(rows, columns):
+    coords = tokens(rows, columns).coords
+    for count in range(1, len(coords) + 1):
+        picked = lattice(coords, count)
+        assert len(picked) == count
+        assert (picked.diff() > 0).all()
+    if rows == columns == 24:
+        sixteen = coords[lattice(coords, 16)][:, 1:]
+        assert sixteen.unique().tolist() == [3, 9, 15, 21]  # a 4 x 4 lattice, centred
+
+
+@pytest.mark.parametrize("method", adaptprune.list_methods())
+@pytest.mark.parametrize("grids", [1, 2, 5])
+def test_every_method_keeps_exactly_what_is_asked(method, grids):
+    seen = tokens(4, 5, grids)
+    for number in (1, 2, 7, len(seen) - 1, len(seen)):
+        kept = make_pruner(method).select(seen, number)
+        assert kept.dtype == torch.int64
+        assert kept.tolist() == sorted(set(kept.tolist()))
+        assert len(kept) == number
+        assert 0 <= kept.min() <= kept.max() < len(seen)
+
+
+@pytest.mark.parametrize("method", adaptprune.list_methods())
+def test_specs_and_options(method):
+    pruner = make_pruner(f"{method}:keep_ratio=0.25,layer=3")
+    assert (pruner.keep_ratio, pruner.layer) == (0.25, 3)
+    assert make_pruner(pruner.spec()) == pruner
+    assert make_pruner(pruner, layer=4) == make_pruner(method, keep_ratio=0.25, layer=4)
+    assert pruner.schedule(32) == {3: 0.25}
+    assert pruner.summary
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        pruner.keep_ratio = 0.9
+    with pytest.raises(AdaptPruneError, match="layer='two' is not allowed"):
+        make_pruner(method, layer="two")
+
+
+def test_budget_rounds_as_the_released_code():
+    assert budget(0.1, 576) == 57
+    assert budget(0.001, 576) == 1
+    assert budget(1, 576) == 576
+    assert all(budget(r, n) == max(1, int(r * n)) for r in (0.1, 0.29, 1 / 3, 0.999) for n in (1, 2, 100, 576, 2880))
+
+
+def test_apportion_is_exact_and_fair():
+    assert apportion(10, [1, 1, 1]) == [4, 3, 3]
+    for total in range(0, 60):
+        sizes = [7, 20, 33]
+        shares = apportion(total, sizes)
+        assert sum(shares) == total
+        assert all(math.floor(total * s / 60) <= share <= s for share, s in zip(shares, sizes, strict=True))
+
+
+@pytest.mark.parametrize("option", ["distance_sigma", "similarity_sigma", "centre_sigma"])
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), "wide"])
+def test_sigmas_are_checked(option, value):
+    with pytest.raises(AdaptPruneError, match=f"{option}={value!r} is not allowed"):
+        make_pruner("adaptprune", **{option: value})
+
+
+def test_random_seed_is_checked():
+    with pytest.raises(AdaptPruneError, match="seed=-1 is not allowed"):
+        make_pruner("random:seed=-1")
