@@ -67,7 +67,9 @@ def parse_size(text: str) -> tuple[int, int]:
     except ValueError:
         layers = width = 0
     if layers < 3 or width < 64 or width % 64:
-        raise AdaptPruneError(f"decoder {text!r} is not allowed: write LAYERSxWIDTH, 3 or more by a multiple of 64 (24x1024).")
+        raise AdaptPruneError(
+            f"decoder {text!r} is not allowed: write LAYERSxWIDTH, 3 or more by a multiple of 64 (24x1024)."
+        )
     return layers, width
 
 
@@ -78,7 +80,12 @@ def build(layers: int, width: int, dtype: torch.dtype, device: torch.device) -> 
     torch.manual_seed(0)
     heads = width // (128 if width >= 2048 else 64)
     tower = CLIPVisionConfig(
-        hidden_size=32, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=14 * SIDE, patch_size=14
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=14 * SIDE,
+        patch_size=14,
     )
     text = LlamaConfig(
         vocab_size=IMAGE_TOKEN + 1,
@@ -169,7 +176,9 @@ def _wait() -> None:
 
 def describe(dtype: torch.dtype, device: str) -> str:
     """Where and how it was measured, and the formula of the bound."""
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    name = (
+        torch.cuda.get_device_name(device) if device.startswith("cuda") else platform.processor() or platform.machine()
+    )
     return (
         f"{name}, {torch.get_num_threads()} threads, {str(dtype).removeprefix('torch.')}, torch {torch.__version__}; "
         f"prompt of {VISUAL} visual + {TEXT} text tokens, batch 1, sdpa. {FORMULA}; bound = FLOPs unpruned / pruned; "

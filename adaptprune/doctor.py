@@ -12,7 +12,18 @@ import torch
 from adaptprune._version import __version__
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow", "typer", "rich")
-OPTIONAL = ("torchvision", "accelerate", "bitsandbytes", "peft", "flash-attn", "matplotlib", "gradio", "fastapi", "vllm", "ray")
+OPTIONAL = (
+    "torchvision",
+    "accelerate",
+    "bitsandbytes",
+    "peft",
+    "flash-attn",
+    "matplotlib",
+    "gradio",
+    "fastapi",
+    "vllm",
+    "ray",
+)
 
 
 def examine() -> dict[str, Any]:

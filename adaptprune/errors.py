@@ -4,5 +4,5 @@
 class AdaptPruneError(ValueError):
     """A mistake in what was asked for: the message names the value, what is allowed and the next step.
 
-    The command line prints it as one line and exits with code 2; every other exception is a defect and keeps its traceback.
+    The command line prints it as one line and exits with code 2; other exceptions are defects and keep their traceback.
     """

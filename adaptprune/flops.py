@@ -18,7 +18,13 @@ def prefill_flops(tokens: list[int], hidden_size: int, intermediate_size: int) -
 
 
 def speedup_bound(
-    text_tokens: int, visual_tokens: int, kept: int, layer: int, num_layers: int, hidden_size: int, intermediate_size: int
+    text_tokens: int,
+    visual_tokens: int,
+    kept: int,
+    layer: int,
+    num_layers: int,
+    hidden_size: int,
+    intermediate_size: int,
 ) -> float:
     """How much faster the prefill can get at most if `kept` of `visual_tokens` remain from decoder layer `layer` on."""
     full = [text_tokens + visual_tokens] * num_layers

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import urllib.error
 import urllib.request
+import warnings
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,7 +25,7 @@ def open_image(source: str | Path) -> Image.Image:
     Raises
     ------
     AdaptPruneError
-        The source cannot be read or fetched, is empty, truncated, not an image, larger than `MAX_BYTES` or `MAX_PIXELS`.
+        The source cannot be read or fetched, is empty, truncated, no image, or above `MAX_BYTES` or `MAX_PIXELS`.
     """
     name = str(source)
     scheme = urlsplit(name).scheme.lower()
@@ -42,11 +43,13 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise AdaptPruneError(f"{name!r} is empty: it has no bytes.")
     try:
-        with Image.open(io.BytesIO(data)) as picture:
+        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
             width, height = picture.size  # from the header: nothing is decoded yet
             if width * height > MAX_PIXELS:
                 raise AdaptPruneError(
-                    f"{name!r} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are allowed: make it smaller."
+                    f"{name!r} has {width} x {height} pixels, more than the {MAX_PIXELS:,} "
+                    "that are allowed: make it smaller."
                 )
             picture.load()
             upright = ImageOps.exif_transpose(picture)
@@ -70,7 +73,9 @@ def decode_image(data: bytes, name: str) -> Image.Image:
 def _read(path: Path) -> bytes:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise AdaptPruneError(f"{str(path)!r} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed.")
+            raise AdaptPruneError(
+                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed."
+            )
         return path.read_bytes()
     except FileNotFoundError:
         raise AdaptPruneError(f"there is no file {str(path)!r}: check the path.") from None

@@ -49,7 +49,7 @@ class VisualTokens:
 
 
 def budget(keep_ratio: float, num_visual: int) -> int:
-    """How many of `num_visual` tokens are kept: ``max(1, floor(keep_ratio * num_visual))``, as the released code rounds."""
+    """How many tokens are kept: ``max(1, floor(keep_ratio * num_visual))``, as the released code rounds."""
     return max(1, math.floor(keep_ratio * num_visual))
 
 

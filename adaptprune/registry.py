@@ -1,4 +1,4 @@
-"""Named things that are imported on first use: built-ins, what is registered at run time, and entry points of other packages.
+"""Named things, imported on first use: built-ins, what is registered at run time, and other packages' entry points.
 
 Also the spec strings of the command line, ``name:option=value,option=value``. Knows nothing of pruning.
 """
@@ -18,7 +18,7 @@ from adaptprune.errors import AdaptPruneError
 def did_you_mean(name: str, allowed: Iterable[str]) -> str:
     """The end of an error message: the closest allowed name, if any is close, then all of them."""
     names = sorted(allowed)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     return f"{hint} Allowed: {', '.join(names) or '(none)'}."
 
@@ -70,7 +70,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
 
     Values are Python literals (numbers, True, None); anything else is taken as a string.
     """
-    name, _, rest = spec.strip().partition(":")
+    name, _, rest = (part.strip() for part in spec.partition(":"))
     options: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in rest.split(","))):
         key, equals, text = (p.strip() for p in part.partition("="))

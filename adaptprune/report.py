@@ -37,9 +37,9 @@ class PruneReport:
     samples : list of SampleReport
         One per row of the batch (per beam with beam search).
     kv_lengths : list of int
-        Per decoder layer, the keys that the cache held once the prompt was read (padding counted). Empty without a cache.
+        Per decoder layer, keys in the cache once the prompt was read (padding counted). Empty without a cache.
     kv_bytes, kv_bytes_unpruned : int
-        Bytes of keys and values at that time; and what they would be had every layer the length of the whole prompt.
+        Bytes of keys and values at that time; and what they would be if every layer held the whole prompt.
     attention_backend : str
         The decoder's attention implementation.
     selection_ms : float

@@ -16,7 +16,13 @@ def methods() -> list[dict[str, Any]]:
         kind = METHODS.get(name)
         options = {field.name: field.default for field in dataclasses.fields(kind)}
         smallest = kind().smallest_layer
-        row = {"name": name, "summary": kind.summary, "options": options, "smallest_layer": smallest, "paper": kind.paper}
+        row = {
+            "name": name,
+            "summary": kind.summary,
+            "options": options,
+            "smallest_layer": smallest,
+            "paper": kind.paper,
+        }
         rows.append(row)
     return rows
 
@@ -33,11 +39,11 @@ def families() -> list[dict[str, Any]]:
 def markdown() -> str:
     """The two tables of the README."""
     lines = ["| method | keeps | prunes from layer | source |", "|---|---|---|---|"]
-    lines += [f"| `{m['name']}` | {m['summary']} | {m['smallest_layer']} | {m['paper'] or '–'} |" for m in methods()]
+    lines += [f"| `{m['name']}` | {m['summary']} | {m['smallest_layer']} | {m['paper'] or '-'} |" for m in methods()]
     rows = families()
     supports = list(rows[0]["supports"])
     lines += ["", f"| `model_type` | models | {' | '.join(supports)} |", "|---|---|" + "---|" * len(supports)]
     for family in rows:
-        marks = " | ".join("yes" if family["supports"][name] else "–" for name in supports)
+        marks = " | ".join("yes" if family["supports"][name] else "-" for name in supports)
         lines.append(f"| `{family['model_type']}` | {family['summary']} | {marks} |")
     return "\n".join(lines)

@@ -67,7 +67,7 @@ def test_cache_lengths_and_report(layer):
     assert report.kv_lengths == [length] * layer + [length - 2 * RUN + kept] * (LAYERS - layer)
     assert [c.keys.shape[-2] for c in cache.layers] == [c.values.shape[-2] for c in cache.layers] == report.kv_lengths
     assert report.kv_bytes == sum(c.keys.nbytes + c.values.nbytes for c in cache.layers)
-    assert report.kv_bytes_unpruned == 2 * LAYERS * 2 * length * 16 * 4  # keys and values, layers, heads, length, width, bytes
+    assert report.kv_bytes_unpruned == 2 * LAYERS * 2 * length * 16 * 4  # k and v, layers, heads, length, width, bytes
     (sample,) = report.samples
     assert (sample.num_visual, sample.num_kept, len(sample.kept)) == (2 * RUN, kept, kept)
     assert sample.images == [(RUN, kept // 2)] * 2
@@ -81,11 +81,17 @@ def test_cache_lengths_and_report(layer):
 
 @pytest.mark.parametrize(
     ("spec", "extra"),
-    [("fastv", 0), ("random", 0), ("adaptprune:keys=previous", 0), ("adaptprune:keys=layer", 1), ("adaptprune:keys=reference", 1)],
+    [
+        ("fastv", 0),
+        ("random", 0),
+        ("adaptprune:keys=previous", 0),
+        ("adaptprune:keys=layer", 1),
+        ("adaptprune:keys=reference", 1),
+    ],
 )
 @torch.no_grad()
 def test_no_layer_and_no_projection_runs_twice(spec, extra):
-    """Each layer runs once, each projection sees each of its tokens once; true keys cost one call on the visual tokens."""
+    """Each layer runs once, each projection sees each token once; true keys cost one call on the visual tokens."""
     model, inputs = llava(), CASES["one image"]()
     length, calls, tokens = inputs["input_ids"].shape[1], Counter(), Counter()
     for index, layer in enumerate(model.model.language_model.layers):
@@ -193,7 +199,9 @@ class TestErrors:
         with pytest.raises(AdaptPruneError, match=f"keep_ratio={ratio!r}.*above 0 and at most 1"):
             adaptprune.prune(llava(), "adaptprune", keep_ratio=ratio)
 
-    @pytest.mark.parametrize(("layer", "text"), [(5, "has 5 decoder layers: use 1 to 4"), (0, "too early"), (-1, "0 or more")])
+    @pytest.mark.parametrize(
+        ("layer", "text"), [(5, "has 5 decoder layers: use 1 to 4"), (0, "too early"), (-1, "0 or more")]
+    )
     def test_layer(self, layer, text):
         with pytest.raises(AdaptPruneError, match=f"layer={layer}.*{text}"):
             adaptprune.prune(llava(), "adaptprune", layer=layer)
@@ -201,7 +209,9 @@ class TestErrors:
     def test_unknown_names(self):
         with pytest.raises(AdaptPruneError, match="unknown method 'fastvv'. Did you mean 'fastv'"):
             adaptprune.prune(llava(), "fastvv")
-        with pytest.raises(AdaptPruneError, match="unknown option 'keep_ration' for 'fastv'. Did you mean 'keep_ratio'"):
+        with pytest.raises(
+            AdaptPruneError, match="unknown option 'keep_ration' for 'fastv'. Did you mean 'keep_ratio'"
+        ):
             adaptprune.prune(llava(), "fastv", keep_ration=0.5)
         with pytest.raises(AdaptPruneError, match="unknown keys='layers'. Did you mean 'layer'"):
             adaptprune.prune(llava(), "adaptprune:keys=layers")
@@ -250,7 +260,10 @@ class TestErrors:
             cache = model(**inputs).past_key_values
             with pytest.raises(AdaptPruneError, match="a batch of 1 prompts and is continued with 2"):
                 model(input_ids=token.expand(2, 1), past_key_values=cache)
-        with adaptprune.prune(model, "fastv", layer=3), pytest.raises(AdaptPruneError, match=r"layers \[2\] and cannot"):
+        with (
+            adaptprune.prune(model, "fastv", layer=3),
+            pytest.raises(AdaptPruneError, match=r"layers \[2\] and cannot"),
+        ):
             model(input_ids=token, past_key_values=cache)
 
 

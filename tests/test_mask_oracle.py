@@ -40,7 +40,9 @@ def steps(model, inputs, logits, cache, tokens):
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("spec", ["adaptprune:layer=2", "fastv:layer=1", "fastv:layer=4", "grid:layer=3", "random:layer=0"])
+@pytest.mark.parametrize(
+    "spec", ["adaptprune:layer=2", "fastv:layer=1", "fastv:layer=4", "grid:layer=3", "random:layer=0"]
+)
 @torch.no_grad()
 def test_prefill_and_decode_equal_the_oracle(case, attention, spec):
     model, inputs = llava(attention), CASES[case]()
@@ -65,7 +67,9 @@ def test_prefill_and_decode_equal_the_oracle(case, attention, spec):
 
 @pytest.mark.parametrize("case", [case for case in CASES if case != "ragged right"])
 @pytest.mark.parametrize("spec", ["adaptprune:keys=previous", "adaptprune:keys=reference", "random:layer=0"])
-@pytest.mark.parametrize("options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=["greedy", "beam", "sampling"])
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"do_sample": True, "top_k": 5}], ids=["greedy", "beam", "sampling"]
+)
 @torch.no_grad()
 def test_generate_equals_the_oracle(case, spec, options):
     model, inputs = llava(), CASES[case]()

@@ -122,7 +122,7 @@ def test_budget_rounds_as_the_released_code():
 
 def test_apportion_is_exact_and_fair():
     assert apportion(10, [1, 1, 1]) == [4, 3, 3]
-    for total in range(0, 60):
+    for total in range(60):
         sizes = [7, 20, 33]
         shares = apportion(total, sizes)
         assert sum(shares) == total

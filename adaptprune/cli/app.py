@@ -11,6 +11,7 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from adaptprune._version import __version__
+from adaptprune.cli.quiet import third_parties
 from adaptprune.errors import AdaptPruneError
 
 # rich takes 80 columns where there is no terminal, which cuts tables short in files and pipes
@@ -59,9 +60,7 @@ app = typer.Typer(
 def options(
     show_version: bool = typer.Option(False, "--version", callback=version, is_eager=True, help="Print the version."),
 ) -> None:
-    from adaptprune.cli import quiet
-
-    quiet.third_parties()
+    third_parties()
 
 
 def add_commands() -> None:

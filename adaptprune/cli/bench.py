@@ -11,7 +11,9 @@ from adaptprune.errors import AdaptPruneError
 
 def command(
     decoder: list[str] = typer.Option(["24x1024", "6x4096"], help="Decoders to time, LAYERSxWIDTH."),
-    method: list[str] = typer.Option(["adaptprune", "adaptprune:keys=previous", "fastv", "random"], help="Methods or specs."),
+    method: list[str] = typer.Option(
+        ["adaptprune", "adaptprune:keys=previous", "fastv", "random"], help="Methods or specs."
+    ),
     keep_ratio: list[float] = typer.Option([0.1, 0.25, 0.5], help="Fractions of visual tokens kept."),
     rounds: int = typer.Option(5, help="Counted rounds."),
     threads: int = typer.Option(None, help="CPU threads. Default: what torch takes."),
@@ -44,7 +46,9 @@ def command(
         print_json({"conditions": conditions, "decoders": results})
         return
     for size, rows in results.items():
-        table = Table("method", "keep", "prefill ms", "speed-up", "bound", "of bound", "selection", "KV MiB", title=size)
+        table = Table(
+            "method", "keep", "prefill ms", "speed-up", "bound", "of bound", "selection", "KV MiB", title=size
+        )
         for row in rows:
             table.add_row(
                 row["method"],

@@ -1,9 +1,20 @@
-"""Keeps other libraries' progress bars and advice out of our output."""
+"""Keeps other libraries' advice, and progress bars that nobody watches, out of our output."""
+
+from __future__ import annotations
 
 import os
+import sys
 
 
 def third_parties() -> None:
+    """Call before transformers is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+
+def progress_bars(wanted: bool = True) -> None:
+    """Show the bars of loading a model only to somebody at a terminal."""
+    from transformers.utils import logging
+
+    if not (wanted and sys.stderr.isatty()):
+        logging.disable_progress_bar()

@@ -8,6 +8,7 @@ from typing import Any
 import typer
 
 from adaptprune.cli.app import print_json, stdout
+from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
 
@@ -35,6 +36,7 @@ def command(
     from adaptprune.models import load
 
     images = [open_image(source) for source in image]
+    progress_bars(not as_json)
     engine = TransformersEngine(*load(model, device=device, dtype=dtype, attn_implementation=attention))
     answer = engine.answer(
         images,
@@ -80,7 +82,9 @@ def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
     if overlay is None:
         return
     if not image or pruner is None:
-        raise AdaptPruneError("--overlay shows what was dropped of an image: give --image and a method other than none.")
+        raise AdaptPruneError(
+            "--overlay shows what was dropped of an image: give --image and a method other than none."
+        )
     if overlay.suffix.lower() != ".png":
         raise AdaptPruneError(f"--overlay {str(overlay)!r} is not allowed: the name has to end in .png.")
     if not overlay.absolute().parent.is_dir():

@@ -81,7 +81,9 @@ class TransformersEngine:
         """Model inputs for one user turn: the images, then the text, in the model's own chat format."""
         token = getattr(self.processor, "image_token", "<image>")
         if token in prompt:
-            raise AdaptPruneError(f"the prompt contains the image placeholder {token!r}: leave it out, images go in front.")
+            raise AdaptPruneError(
+                f"the prompt contains the image placeholder {token!r}: leave it out, images go in front."
+            )
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
         if getattr(self.processor, "chat_template", None):
             text = self.processor.apply_chat_template(

@@ -1,6 +1,6 @@
 """Visual layouts, one file each: where a model's visual tokens stand in its prompt and on which grid.
 
-A new family is a file here and a line in FAMILIES (or an entry point of another package), under its config's model_type.
+A new family is a file here and a line in FAMILIES (or an entry point of another package), under its `model_type`.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "model_type", None)
     if model_type not in FAMILIES.names():
         raise AdaptPruneError(
-            f"model type {model_type!r} is not a supported vision-language model. Supported: {', '.join(list_families())} "
-            "(another package can add one: see CONTRIBUTING.md)."
+            f"model type {model_type!r} is not a supported vision-language model. Supported: "
+            f"{', '.join(list_families())} (another package can add one: see CONTRIBUTING.md)."
         )
     family: Family = FAMILIES.get(model_type)()
     family.check(config)

@@ -1,4 +1,4 @@
-"""What a family tells about a model: its parts, and the places of its visual tokens. Knows nothing of hooks or rules."""
+"""What a family tells about a model: its parts, and the places of its visual tokens. No hooks, no rules."""
 
 from __future__ import annotations
 

@@ -16,14 +16,20 @@ class Llava(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     summary: ClassVar[str] = "LLaVA-1.5 and its relatives: one square grid per image"
-    supports: ClassVar[dict[str, bool]] = {"decoder": True, "encoder": False, "images": True, "video": False, "batch": True}
+    supports: ClassVar[dict[str, bool]] = {
+        "decoder": True,
+        "encoder": False,
+        "images": True,
+        "video": False,
+        "batch": True,
+    }
 
     def check(self, config: Any) -> None:
         tower = config.vision_config
         if not isinstance(getattr(tower, "image_size", None), int) or tower.model_type == "pixtral":
             raise AdaptPruneError(
-                f"model type 'llava' with a {tower.model_type!r} vision tower is not supported: its images have no fixed "
-                "grid. Supported towers: clip_vision_model, siglip_vision_model."
+                f"model type 'llava' with a {tower.model_type!r} vision tower is not supported: its images have no "
+                "fixed grid. Supported towers: clip_vision_model, siglip_vision_model."
             )
 
     def layout(self, config: Any, inputs: Mapping[str, Any]) -> list[Layout] | None:
@@ -32,7 +38,9 @@ class Llava(Family):
             return None
         ids = inputs.get("input_ids")
         if ids is None:
-            raise AdaptPruneError("pruning needs input_ids to find the visual tokens: pass them instead of inputs_embeds.")
+            raise AdaptPruneError(
+                "pruning needs input_ids to find the visual tokens: pass them instead of inputs_embeds."
+            )
         side = config.vision_config.image_size // config.vision_config.patch_size
         # "full" keeps the tower's class token in front of the patches: it has no place on the grid and is never pruned
         extra = 1 if config.vision_feature_select_strategy == "full" else 0

@@ -50,7 +50,7 @@ def prune(model: nn.Module, method: str | Pruner = "adaptprune", **options: Any)
     Raises
     ------
     AdaptPruneError
-        An unsupported model, an unknown method or option, a value that is not allowed, or a model that is pruned already.
+        An unsupported model, an unknown method or option, a value that is not allowed, a model that is pruned already.
 
     Examples
     --------
@@ -167,7 +167,7 @@ class PruneHandle:
 
     def _before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         embeds = kwargs.get("inputs_embeds")
-        tokens: Tensor = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
+        tokens: Any = embeds if embeds is not None else kwargs.get("input_ids", args[0] if args else None)
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
         if getattr(cache, "is_compileable", False):
             raise AdaptPruneError(
@@ -262,7 +262,7 @@ class PruneHandle:
         kept = []
         for row, (layout, alive) in enumerate(zip(call.layouts, call.alive, strict=True)):
             chosen = [alive[:0]]
-            for image in layout.images.unique():
+            for image in torch.unique(layout.images):
                 members = alive[layout.images[alive] == image]
                 num_keep = budget(self._schedule[stage], int((layout.images == image).sum()))
                 if num_keep < members.numel():
@@ -351,6 +351,7 @@ def _key_projection(layer: nn.Module) -> nn.Module:
     projection = getattr(_attention(layer), "k_proj", None)
     if not isinstance(projection, nn.Module):
         raise AdaptPruneError(
-            f"{type(_attention(layer)).__name__} has no k_proj, so keys cannot be compared: use a method without keys (fastv)."
+            f"{type(_attention(layer)).__name__} has no k_proj, so keys cannot be compared: "
+            "use a method without keys (fastv)."
         )
     return projection

@@ -12,7 +12,7 @@ from adaptprune.hooks.state import Call, places
 
 
 def take(tensor: Tensor, rows: Tensor) -> Tensor:
-    """Rows of dimension 1 of a (B or 1, L, ...) tensor, (B, S, ...); padding rows (-1) repeat row 0, which nothing sees."""
+    """Rows of dimension 1 of a (B or 1, L, ...) tensor, (B, S, ...); padding (-1) repeats row 0, which nothing sees."""
     if rows.shape[0] == 1:
         return tensor[:, rows[0].clamp_min(0)]
     lines = torch.arange(rows.shape[0], device=rows.device)[:, None]

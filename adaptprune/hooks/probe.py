@@ -1,8 +1,8 @@
 """One row of attention from one layer, with the model's own attention kernel left on.
 
-Only layer K-1's attention module gets a copy of its config that names a registered function. That function works out the
-last prompt token's probabilities from the query and key states (after RoPE and norms, whatever the model) and then calls
-the implementation that the model was loaded with.
+Only layer K-1's attention module gets a copy of its config that names a registered function. That function works out
+the last prompt token's probabilities from the query and key states (after RoPE and norms, whatever the model) and then
+calls the implementation that the model was loaded with.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def _implementation(attention: nn.Module, config: Any) -> Callable[..., Any]:
     eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
     if name == "eager" and eager is None:
         raise AdaptPruneError(
-            f"cannot watch the eager attention of {type(attention).__name__}: load the model with attn_implementation='sdpa'."
+            f"cannot watch the eager attention of {type(attention).__name__}: "
+            "load the model with attn_implementation='sdpa'."
         )
     found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
     return found

@@ -1,7 +1,7 @@
 """What was dropped, per cache and per forward: index arithmetic over the unpruned sequence. Tensors only, no models.
 
 A *position* is a place in the unpruned sequence (padding counted), over all turns of a conversation. A *stage* is the
-number of a decoder layer before which tokens leave. A *view* lists the positions that the layers from one stage on hold.
+number of a decoder layer before which tokens leave. A *view* lists the positions held by the layers from a stage on.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ class Call:
 
 
 def places(listed: Tensor, size: int) -> Tensor:
-    """The inverse of a list of positions: for each of `size` positions its place in `listed`, (B, size); -1 if absent."""
+    """The inverse of `listed`: for each of `size` positions its place in it, (B, size); -1 if absent."""
     found = torch.full((listed.shape[0], size + 1), -1, dtype=torch.int64, device=listed.device)
     order = torch.arange(listed.shape[1], device=listed.device).expand_as(listed)
     # padding (-1) is written to the extra last entry, which is cut off

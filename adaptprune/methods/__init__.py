@@ -1,4 +1,4 @@
-"""Selection rules, one file each. A new one is a file here and a line in METHODS (or an entry point of another package)."""
+"""Selection rules, one file each. A new one is a file here and a line in METHODS (or another package's entry point)."""
 
 from __future__ import annotations
 

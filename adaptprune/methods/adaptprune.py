@@ -35,9 +35,9 @@ class AdaptPrune(Pruner):
     centre_sigma : float
         Sigma of the positional correction as a multiple of half the grid's side; the paper has 1.
     keys : {"layer", "reference", "previous"}
-        Which keys are compared. "layer": layer K's true keys (after its input layer norm). "reference": bit for bit what
-        the released code ranks by, the projection of the hidden state before the norm. "previous": layer K-1's keys,
-        which exist already, so that selection needs no projection of its own.
+        Which keys are compared. "layer": layer K's true keys (after its input layer norm). "reference": bit for bit
+        what the released code ranks by, the projection of the hidden state before the norm. "previous": layer K-1's
+        keys, which exist already, so that selection needs no projection of its own.
     backend : str
         See `adaptprune.ops.adaptive_nms`.
     """
@@ -104,7 +104,7 @@ def centre_weight(coords: Tensor, sigma: float = 1.0) -> Tensor:
     Tensor, (N,), float32
     """
     weight = torch.ones(coords.shape[0], device=coords.device)
-    for grid in coords[:, 0].unique():
+    for grid in torch.unique(coords[:, 0]):
         member = coords[:, 0] == grid
         exponent = torch.zeros(int(member.sum()), device=coords.device)
         for axis in (1, 2):

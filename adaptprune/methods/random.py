@@ -19,7 +19,7 @@ class Random(Pruner):
     Parameters
     ----------
     seed : int
-        The same seed keeps the same places of an image's grid in every prompt and batch row; the grids of one prompt differ.
+        The same seed keeps the same places of an image in every prompt and batch row; the images of one prompt differ.
     """
 
     seed: int = 0

@@ -55,12 +55,13 @@ def load(
     AdaptPruneError
         Nothing there, not a supported vision-language model, an unknown device or dtype.
     """
+    from safetensors import SafetensorError
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     source = str(pocket_path()) if name_or_path in (None, POCKET) else str(name_or_path)
     place = pick_device(device)
     if dtype is None:
-        dtype = torch.float32 if place.type == "cpu" else "auto"  # type: ignore[assignment]
+        dtype = torch.float32 if place.type == "cpu" else "auto"
     elif isinstance(dtype, str):
         if dtype not in DTYPES:
             raise AdaptPruneError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, DTYPES)}")
@@ -74,7 +75,7 @@ def load(
         processor = AutoProcessor.from_pretrained(source)
     except AdaptPruneError as error:
         raise AdaptPruneError(f"cannot use {source!r}: {error}") from None
-    except (OSError, ValueError, ImportError, KeyError) as error:
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise AdaptPruneError(_why_not(source, error)) from error
     if processor.tokenizer.padding_side != "left":
         processor.tokenizer.padding_side = "left"  # batches are continued at their right end
@@ -85,8 +86,8 @@ def _why_not(source: str, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if isinstance(error, OSError) and not Path(source).exists():
         return (
-            f"cannot load {source!r}: it is neither a folder here nor a model that could be fetched ({reason}). Leave the "
-            "model out to use the one inside the package."
+            f"cannot load {source!r}: it is neither a folder here nor a model that could be fetched ({reason}). "
+            "Leave the model out to use the one inside the package."
         )
     return f"cannot load {source!r}: {reason}"
 

@@ -90,7 +90,9 @@ def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:
     shapes = f"scores {tuple(scores.shape)}, keys {tuple(keys.shape)}, coords {tuple(coords.shape)}"
     fits = scores.ndim == 2 and keys.ndim == 3 and coords.shape == (*scores.shape, 3) and keys.shape[:2] == scores.shape
     if not fits or scores.numel() == 0:
-        raise AdaptPruneError(f"shapes do not fit: {shapes}; they have to be (B, N), (B, N, D) and (B, N, 3), not empty.")
+        raise AdaptPruneError(
+            f"shapes do not fit: {shapes}; they have to be (B, N), (B, N, D) and (B, N, 3), not empty."
+        )
     if not scores.is_floating_point() or not keys.is_floating_point() or coords.is_floating_point():
         types = f"{scores.dtype}, {keys.dtype}, {coords.dtype}"
         raise AdaptPruneError(f"scores, keys, coords are {types}: they have to be floating, floating and integer.")

@@ -1,0 +1,55 @@
+"""Loading a checkpoint folder, and every way in which it can fail."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import BertConfig
+
+import adaptprune
+from adaptprune import AdaptPruneError
+
+
+def test_a_folder_loads_as_stock_classes(checkpoint):
+    model, processor = adaptprune.load(checkpoint)
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert not model.training
+    assert model.dtype == torch.float32
+    assert processor.tokenizer.padding_side == "left"
+    assert adaptprune.load(checkpoint, dtype="bfloat16", device="cpu")[0].dtype == torch.bfloat16
+    eager, _ = adaptprune.load(checkpoint, attn_implementation="eager")
+    assert eager.config.get_text_config()._attn_implementation == "eager"
+
+
+def test_what_cannot_be_loaded_says_why(checkpoint, tmp_path):
+    with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
+        adaptprune.load("nobody/no-such-model")
+    with pytest.raises(AdaptPruneError, match="unknown dtype 'float31'. Did you mean 'float32'"):
+        adaptprune.load(checkpoint, dtype="float31")
+    with pytest.raises(AdaptPruneError, match="no device 'cuda:97' here. Present: .*cpu"):
+        adaptprune.load(checkpoint, device="cuda:97")
+    BertConfig(hidden_size=8, num_attention_heads=2).save_pretrained(tmp_path / "bert")
+    with pytest.raises(AdaptPruneError, match="'bert' is not a supported vision-language model. Supported: llava"):
+        adaptprune.load(str(tmp_path / "bert"))
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(AdaptPruneError, match="cannot load .*empty"):
+        adaptprune.load(str(empty))
+    cut = tmp_path / "cut"
+    shutil.copytree(checkpoint, cut)
+    (cut / "model.safetensors").write_bytes((cut / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(AdaptPruneError, match="cannot load .*cut"):
+        adaptprune.load(str(cut))
+
+
+def test_a_tower_without_a_fixed_grid_is_refused(checkpoint, tmp_path):
+    folder = tmp_path / "pixtral"
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["vision_config"] = {"model_type": "pixtral"}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AdaptPruneError, match="'pixtral' vision tower is not supported"):
+        adaptprune.load(str(folder))
