@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from pathlib import Path
 from typing import Any
 
 from adaptprune.families import FAMILIES
@@ -36,14 +38,29 @@ def families() -> list[dict[str, Any]]:
     return rows
 
 
-def markdown() -> str:
-    """The two tables of the README."""
+def markdown() -> dict[str, str]:
+    """The tables of the README, by the name of their place in it."""
     lines = ["| method | keeps | prunes from layer | source |", "|---|---|---|---|"]
     lines += [f"| `{m['name']}` | {m['summary']} | {m['smallest_layer']} | {m['paper'] or '-'} |" for m in methods()]
     rows = families()
     supports = list(rows[0]["supports"])
-    lines += ["", f"| `model_type` | models | {' | '.join(supports)} |", "|---|---|" + "---|" * len(supports)]
+    more = [f"| `model_type` | models | {' | '.join(supports)} |", "|---|---|" + "---|" * len(supports)]
     for family in rows:
         marks = " | ".join("yes" if family["supports"][name] else "-" for name in supports)
-        lines.append(f"| `{family['model_type']}` | {family['summary']} | {marks} |")
-    return "\n".join(lines)
+        more.append(f"| `{family['model_type']}` | {family['summary']} | {marks} |")
+    return {"methods": "\n".join(lines), "families": "\n".join(more)}
+
+
+def fill(text: str) -> str:
+    """`text` with every table between ``<!-- NAME -->`` and ``<!-- end NAME -->`` written anew."""
+    for name, table in markdown().items():
+        start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        head, _, rest = text.partition(start)
+        tail = rest.partition(end)[2]
+        text = f"{head}{start}\n{table}\n{end}{tail}"
+    return text
+
+
+if __name__ == "__main__":
+    path = Path(sys.argv[1])
+    path.write_text(fill(path.read_text()))

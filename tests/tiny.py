@@ -115,10 +115,12 @@ def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
             visible[row, hidden.dropped[row // copies]] = False
         causal = torch.arange(total)[None, :] <= torch.arange(past, total)[:, None]
         allowed = causal[None, None] & visible[:, None, None, :]
-        if model.config._attn_implementation == "eager" or kwargs.get("attention_mask") is not None and kwargs[
-            "attention_mask"
-        ].is_floating_point():
-            allowed = torch.zeros(allowed.shape, dtype=states.dtype).masked_fill(~allowed, torch.finfo(states.dtype).min)
+        if model.config._attn_implementation == "eager" or (
+            kwargs.get("attention_mask") is not None and kwargs["attention_mask"].is_floating_point()
+        ):
+            allowed = torch.zeros(allowed.shape, dtype=states.dtype).masked_fill(
+                ~allowed, torch.finfo(states.dtype).min
+            )
         return args, {**kwargs, "attention_mask": allowed}
 
     def seen(cache) -> int:
