@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adaptprune.methods.adaptprune import AdaptPrune
     from adaptprune.methods.fastv import FastV
     from adaptprune.methods.grid import Grid
+    from adaptprune.methods.pool import Pool
     from adaptprune.methods.random import Random
     from adaptprune.models import load
     from adaptprune.pruner import Pruner, VisualTokens
@@ -33,6 +34,7 @@ _HOME = {
     "AdaptPrune": "adaptprune.methods.adaptprune",
     "FastV": "adaptprune.methods.fastv",
     "Grid": "adaptprune.methods.grid",
+    "Pool": "adaptprune.methods.pool",
     "Random": "adaptprune.methods.random",
     "load": "adaptprune.models",
     "Pruner": "adaptprune.pruner",
@@ -46,6 +48,7 @@ __all__ = [
     "FastV",
     "Grid",
     "PruneHandle",
+    "Pool",
     "PruneReport",
     "Pruner",
     "Random",

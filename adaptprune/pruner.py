@@ -105,10 +105,15 @@ class Pruner:
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         """Indices of the kept tokens, (num_keep,) int64, ascending, unique.
 
-        The default takes the highest scores; ties go to the lower index.
+        The default takes the highest scores; ties go to the lower index. A rule that cannot hit the budget exactly may
+        keep fewer, never more.
         """
         order = torch.sort(self.score(tokens), descending=True, stable=True).indices
         return order[:num_keep].sort().values
+
+    def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
+        """Hidden states that the kept tokens go on with, (num_keep, D); the default leaves them as they are."""
+        return tokens.hidden[keep]
 
     def schedule(self, num_layers: int) -> dict[int, float]:
         """Decoder layer to the fraction of each image's original tokens that is kept from it on."""

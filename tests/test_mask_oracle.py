@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import adaptprune
-from tests.tiny import CASES, IMAGE, Hidden, batch, dropped, llava, oracle, prompt
+from tests.tiny import CASES, IMAGE, SIDE, Hidden, batch, dropped, llava, oracle, prompt
 
 STEPS = 6
 TOLERANCE = 1e-4
@@ -136,3 +136,29 @@ def test_a_second_turn_prunes_new_images_and_keeps_old_keys():
         with oracle(model, Hidden(layer, [gone], whole["attention_mask"])):
             full = model(**whole, pixel_values=torch.cat([first["pixel_values"], second["pixel_values"]]))
         torch.testing.assert_close(answer.logits[:, -1], full.logits[:, -1], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("case", ["one image", "two images", "ragged left"])
+@pytest.mark.parametrize("layer", [0, 2])
+@torch.no_grad()
+def test_merged_tokens_equal_the_oracle(case, layer):
+    """A rule that changes the kept tokens' states: the oracle changes them in place and hides the rest."""
+    model, inputs = llava(), CASES[case]()
+    position = (inputs["attention_mask"].cumsum(dim=1) - 1).clamp_min(0)
+    with adaptprune.prune(model, "pool", keep_ratio=0.25, layer=layer) as report:
+        pruned = model(**inputs, position_ids=position)
+
+    def merged(states):
+        states = states.clone()
+        for row, sample in enumerate(report.samples):
+            images = (inputs["input_ids"][row] == IMAGE).nonzero()[:, 0].view(-1, SIDE, SIDE)
+            kept = sample.kept
+            for image in images:  # 9 of 36: cells of 2 x 2
+                maps = states[row, image.flatten()].view(SIDE, SIDE, -1)
+                means = maps.view(3, 2, 3, 2, -1).mean(dim=(1, 3)).flatten(0, 1)
+                states[row, kept[:9]], kept = means, kept[9:]
+        return states
+
+    with oracle(model, Hidden(layer, dropped(report, inputs), inputs["attention_mask"], merged)):
+        full = model(**inputs, position_ids=position)
+    torch.testing.assert_close(pruned.logits[:, -1], full.logits[:, -1], atol=TOLERANCE, rtol=0)

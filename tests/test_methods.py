@@ -13,6 +13,7 @@ import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
 from adaptprune.methods.adaptprune import centre_weight
 from adaptprune.methods.grid import apportion, lattice
+from adaptprune.methods.pool import cells
 from adaptprune.pruner import budget
 from tests.oracles.nms import greedy
 
@@ -95,7 +96,8 @@ def test_every_method_keeps_exactly_what_is_asked(method, grids):
         kept = make_pruner(method).select(seen, number)
         assert kept.dtype == torch.int64
         assert kept.tolist() == sorted(set(kept.tolist()))
-        assert len(kept) == number
+        assert 1 <= len(kept) <= number
+        assert len(kept) == number or method == "pool"  # which keeps whole rows and columns of cells
         assert 0 <= kept.min() <= kept.max() < len(seen)
 
 
@@ -139,3 +141,45 @@ def test_sigmas_are_checked(option, value):
 def test_random_seed_is_checked():
     with pytest.raises(AdaptPruneError, match="seed=-1 is not allowed"):
         make_pruner("random:seed=-1")
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 24), (5, 9), (1, 7)])
+@pytest.mark.parametrize("number", [1, 2, 7, 57])
+def test_pool_is_an_average_over_regions(rows, columns, number):
+    number = min(number, rows * columns)
+    one, pruner = tokens(rows, columns), make_pruner("pool")
+    keep = pruner.select(one, number)
+    high, wide = len(set((keep // columns).tolist())), len(set((keep % columns).tolist()))
+    assert high * wide == len(keep)
+    states = one.hidden.double().numpy().reshape(rows, columns, -1)
+    merged = pruner.merge(one, keep).double().numpy()
+    for cell in range(high * wide):
+        i, j = divmod(cell, wide)
+        top, bottom, left, right = (
+            i * rows // high,
+            -(-(i + 1) * rows // high),
+            j * columns // wide,
+            -(-(j + 1) * columns // wide),
+        )
+        np.testing.assert_allclose(merged[cell], states[top:bottom, left:right].mean(axis=(0, 1)), atol=1e-6)
+        row, column = divmod(int(keep[cell]), columns)
+        assert top <= row < bottom
+        assert left <= column < right
+    three = tokens(rows, columns, grids=3)  # each grid is pooled by itself
+    keep = pruner.select(three, 3 * number)
+    last = dataclasses.replace(one, hidden=three.hidden[2 * rows * columns :])
+    torch.testing.assert_close(pruner.merge(three, keep)[-high * wide :], pruner.merge(last, keep[: high * wide]))
+
+
+@pytest.mark.parametrize(
+    ("budget", "shape"), [(288, (16, 18)), (144, (12, 12)), (57, (7, 8)), (28, (5, 5)), (11, (3, 3)), (1, (1, 1))]
+)
+def test_pool_keeps_the_shape_of_the_image(budget, shape):
+    assert cells(24, 24, budget) == shape
+
+
+def test_pool_needs_whole_grids():
+    seen = tokens()
+    part = VisualTokens(seen.hidden[:20], seen.coords[:20])
+    with pytest.raises(AdaptPruneError, match="only 20 of 4 x 6"):
+        make_pruner("pool").select(part, 5)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -89,6 +89,7 @@ class Hidden:
     layer: int
     dropped: list[list[int]]
     mask: Tensor  # (B, L) the prompt's attention mask
+    merged: Callable[[Tensor], Tensor] = lambda states: states  # what layer `layer` is handed in place of its input
 
 
 def dropped(report, inputs: dict[str, Tensor]) -> list[list[int]]:
@@ -121,7 +122,9 @@ def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
             allowed = torch.zeros(allowed.shape, dtype=states.dtype).masked_fill(
                 ~allowed, torch.finfo(states.dtype).min
             )
-        return args, {**kwargs, "attention_mask": allowed}
+        if module.layer_number == hidden.layer and past == 0:
+            states = hidden.merged(states)
+        return (states, *args[1:]), {**kwargs, "attention_mask": allowed}
 
     def seen(cache) -> int:
         return cache.get_seq_length() if cache is not None else 0

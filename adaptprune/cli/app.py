@@ -65,8 +65,9 @@ def options(
 
 def add_commands() -> None:
     from adaptprune.cli import bench, doctor, families, methods, run
+    from adaptprune.cli import eval as evaluate
 
-    for module in (run, methods, families, doctor, bench):
+    for module in (run, evaluate, methods, families, doctor, bench):
         app.command(cls=ManyValues)(module.command)
 
 

@@ -65,6 +65,18 @@ class _Stream(TextStreamer):
         self._on_text(text)
 
 
+def chat_text(processor: Any, prompt: str, images: int) -> str:
+    """One user turn in the model's own chat format: placeholders for `images` images, then the text."""
+    token = getattr(processor, "image_token", "<image>")
+    if token in prompt:
+        raise AdaptPruneError(f"the prompt contains the image placeholder {token!r}: leave it out, images go in front.")
+    if not getattr(processor, "chat_template", None):  # base checkpoints of LLaVA-1.5 have none
+        return "USER: " + f"{token}\n" * images + f"{prompt} ASSISTANT:"
+    content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": prompt}]
+    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    return text
+
+
 class TransformersEngine:
     """A model and its processor.
 

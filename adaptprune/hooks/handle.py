@@ -248,6 +248,8 @@ class PruneHandle:
         if rows is not None:
             # rows counts incoming tokens; hidden has what earlier stages left of them
             hidden = take(hidden, rows if before is None else _relative(before, rows, call.length))
+            for row, kept, states in call.merged.get(index, ()):
+                hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
         if changed is kwargs and rows is None:
             return None
         if args:
@@ -267,7 +269,11 @@ class PruneHandle:
                 num_keep = budget(self._schedule[stage], int((layout.images == image).sum()))
                 if num_keep < members.numel():
                     tokens = self._tokens(call, stage, hidden, row, layout, members, slots)
-                    members = members[self.pruner.select(tokens, num_keep)]
+                    keep = self.pruner.select(tokens, num_keep)
+                    members = members[keep]
+                    if type(self.pruner).merge is not Pruner.merge:
+                        states = self.pruner.merge(tokens, keep)
+                        call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
                 chosen.append(members)
             kept.append(torch.cat(chosen))
         if sum(map(len, kept)) == sum(map(len, call.alive)):

@@ -82,6 +82,8 @@ class Call:
         Per layer, what the probe saw: the last prompt token's probabilities over that layer's columns.
     keys : dict of int to Tensor, (B, S, Dk)
         Per layer, what its key projection put out.
+    merged : dict of int to list of (int, Tensor, Tensor)
+        Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     """
 
     state: PruneState
@@ -96,6 +98,7 @@ class Call:
     rows: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
+    merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     incoming: Tensor | None = None
     narrowed: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0

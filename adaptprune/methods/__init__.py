@@ -15,6 +15,7 @@ METHODS = Registry(
         "fastv": "adaptprune.methods.fastv:FastV",
         "random": "adaptprune.methods.random:Random",
         "grid": "adaptprune.methods.grid:Grid",
+        "pool": "adaptprune.methods.pool:Pool",
     },
     group="adaptprune.methods",
 )

@@ -1,0 +1,1 @@
+"""Measuring answers: tasks, a runner that can be killed and run again, and reports with intervals."""

@@ -1,0 +1,60 @@
+"""Intervals: a bootstrap over pictures, paired, so that two columns are always compared on the same draws."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def to_dict(self) -> dict[str, float]:
+        return {"value": round(self.value, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
+
+
+class Bootstrap:
+    """Resamples of pictures, drawn once and used for every statistic.
+
+    Parameters
+    ----------
+    pictures : sequence of str
+        For each answer, the picture that it is about.
+    draws : int
+    seed : int
+    """
+
+    def __init__(self, pictures: list[str], draws: int = 2000, seed: int = 0) -> None:
+        names, self._index = np.unique(np.array(pictures), return_inverse=True)
+        count = len(names)
+        generator = np.random.default_rng(seed)
+        # the last row is the sample itself: how often each picture is drawn
+        drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws)
+        self._weights: Array = np.vstack([drawn, np.ones(count, dtype=drawn.dtype)]).astype(np.float64)
+
+    def means(self, values: Array, chosen: NDArray[np.bool_] | None = None) -> Array:
+        """Mean of `values` over each draw (last: over the sample itself), of the `chosen` answers only."""
+        chosen = np.ones(len(values), dtype=bool) if chosen is None else chosen
+        size = self._weights.shape[1]
+        totals = np.bincount(self._index[chosen], weights=values[chosen], minlength=size)
+        counts = np.bincount(self._index[chosen], minlength=size)
+        with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold none of the chosen answers
+            result: Array = (self._weights @ totals) / (self._weights @ counts)
+        return result
+
+
+def estimate(draws: Array) -> Estimate:
+    """The sample's value with the central 95 % of the draws; draws without any answer do not count."""
+    with np.errstate(invalid="ignore"):
+        finite = draws[:-1][np.isfinite(draws[:-1])]
+    low, high = np.percentile(finite, [2.5, 97.5]) if finite.size else (np.nan, np.nan)
+    return Estimate(float(draws[-1]), float(low), float(high))
