@@ -91,18 +91,7 @@ class TransformersEngine:
 
     def inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
         """Model inputs for one user turn: the images, then the text, in the model's own chat format."""
-        token = getattr(self.processor, "image_token", "<image>")
-        if token in prompt:
-            raise AdaptPruneError(
-                f"the prompt contains the image placeholder {token!r}: leave it out, images go in front."
-            )
-        content = [*({"type": "image"} for _ in images), {"type": "text", "text": prompt}]
-        if getattr(self.processor, "chat_template", None):
-            text = self.processor.apply_chat_template(
-                [{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        else:  # base checkpoints of LLaVA-1.5 without a template
-            text = "USER: " + f"{token}\n" * len(images) + f"{prompt} ASSISTANT:"
+        text = chat_text(self.processor, prompt, len(images))
         batch = self.processor(images=list(images) or None, text=[text], return_tensors="pt")
         return {
             key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)

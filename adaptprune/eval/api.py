@@ -53,7 +53,7 @@ def evaluate(
     total: Callable[[int], None] = lambda count: None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Result:
-    """Run (or continue) a task and write run.json, answers/, summary.json, table.md, table.csv, curves.png, examples.html.
+    """Run (or continue) a task; write run.json, answers/, summary.json, table.md, table.csv, curves.png, examples.html.
 
     Raises
     ------
