@@ -1,4 +1,4 @@
-"""Opening pictures that a user names: files and http(s) addresses, with every failure said in one line."""
+"""Opening pictures that a user names: files, http(s) addresses and our examples; every failure is said in one line."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import urllib.error
 import urllib.request
 import warnings
+from importlib.resources import files
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adaptprune._version import __version__
 from adaptprune.errors import AdaptPruneError
+from adaptprune.registry import did_you_mean
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 100_000_000
@@ -20,7 +22,12 @@ TIMEOUT_SECONDS = 20
 
 
 def open_image(source: str | Path) -> Image.Image:
-    """The picture at a path or an http(s) address, as RGB, turned upright; transparency becomes white.
+    """The picture at a path or address, as RGB, turned upright; transparency becomes white.
+
+    Parameters
+    ----------
+    source : str or Path
+        A file, an http(s) address, or ``example:NAME`` for a picture that comes with the package.
 
     Raises
     ------
@@ -29,7 +36,9 @@ def open_image(source: str | Path) -> Image.Image:
     """
     name = str(source)
     scheme = urlsplit(name).scheme.lower()
-    if scheme in ("http", "https"):
+    if scheme == "example":
+        data = _read(_example(name.partition(":")[2]))
+    elif scheme in ("http", "https"):
         data = _fetch(name)
     elif "://" in name:
         raise AdaptPruneError(f"cannot open {name!r}: only files, http:// and https:// are supported.")
@@ -68,6 +77,14 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what PIL's decoders raise on damaged files
         raise AdaptPruneError(f"{name!r} is damaged or cut off ({error}): save or download it again.") from None
+
+
+def _example(name: str) -> Path:
+    folder = Path(str(files("adaptprune.assets"))) / "examples"
+    known = {path.stem: path for path in sorted(folder.glob("*.png"))}
+    if name not in known:
+        raise AdaptPruneError(f"unknown example {name!r}.{did_you_mean(name, known)}")
+    return known[name]
 
 
 def _read(path: Path) -> bytes:

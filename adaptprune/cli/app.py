@@ -64,10 +64,10 @@ def options(
 
 
 def add_commands() -> None:
-    from adaptprune.cli import bench, doctor, families, methods, run
+    from adaptprune.cli import bench, doctor, families, methods, run, tabletop
     from adaptprune.cli import eval as evaluate
 
-    for module in (run, evaluate, methods, families, doctor, bench):
+    for module in (run, evaluate, methods, families, doctor, bench, tabletop):
         app.command(cls=ManyValues)(module.command)
 
 

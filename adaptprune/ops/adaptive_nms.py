@@ -56,7 +56,7 @@ def adaptive_nms(
     scores : Tensor, (B, N), floating
         Finite, 0 or more.
     keys : Tensor, (B, N, D), floating
-        Finite; only their directions matter.
+        Finite (anything else is an error); only their directions matter.
     coords : Tensor, (B, N, 3), integer
         Grid, row, column. Tokens of different grids never suppress each other.
     num_keep : int
@@ -83,7 +83,18 @@ def adaptive_nms(
     _check_tensors(scores, keys, coords)
     _check_numbers(scores.shape[1], num_keep, distance_limit, distance_sigma, similarity_sigma)
     run = BACKENDS[AUTO if backend == "auto" else backend]
+    if keys.dtype == torch.float64:
+        keys = _into_range(keys)
     return run(scores, keys, coords, num_keep, distance_limit, distance_sigma, similarity_sigma)
+
+
+def _into_range(keys: Tensor) -> Tensor:
+    """Scale each float64 key by a power of two (exactly), so that its squared norm neither overflows nor vanishes.
+
+    Narrower types cannot get there: they are upcast.
+    """
+    exponent = torch.frexp(keys.detach().abs().amax(dim=-1, keepdim=True)).exponent
+    return torch.ldexp(keys, -exponent)
 
 
 def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:
@@ -104,10 +115,10 @@ def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:
 def _check_numbers(
     size: int, num_keep: int, distance_limit: float, distance_sigma: float, similarity_sigma: float
 ) -> None:
-    if not isinstance(num_keep, int) or not 1 <= num_keep <= size:
+    if isinstance(num_keep, bool) or not isinstance(num_keep, int) or not 1 <= num_keep <= size:
         raise AdaptPruneError(f"num_keep={num_keep!r} is not allowed: it is a whole number from 1 to {size}.")
     for name, value in (("distance_sigma", distance_sigma), ("similarity_sigma", similarity_sigma)):
-        if not (math.isfinite(value) and value > 0):
+        if not (math.isfinite(value) and value > 0 and value * value > 0):  # its square divides
             raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a finite number above 0.")
     if not distance_limit >= 0:
         raise AdaptPruneError(f"distance_limit={distance_limit!r} is not allowed: it must be 0 or more (grid cells).")

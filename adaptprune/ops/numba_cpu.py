@@ -12,6 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptprune.ops.reference import check_norms
+
 # Reordering the sum of a dot product lets it use vector registers; nothing else may be reordered.
 _dot_flags = {"reassoc", "contract"}
 
@@ -22,6 +24,14 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
     for k in range(a.shape[0]):
         total += np.float64(a[k]) * np.float64(b[k])
     return total
+
+
+@numba.njit(cache=True)
+def _norms(keys):  # type: ignore[no-untyped-def]
+    norm = np.empty(keys.shape[0])
+    for i in range(keys.shape[0]):
+        norm[i] = np.sqrt(_dot(keys[i], keys[i]))
+    return norm
 
 
 @numba.njit(cache=True)
@@ -48,9 +58,6 @@ def _sink(heap, size, place, score):  # type: ignore[no-untyped-def]
 @numba.njit(cache=True)
 def _factor(i, j, squared, keys, norm, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """What keeping token j multiplies the score of token i with."""
-    for token in (i, j):
-        if norm[token] < 0.0:
-            norm[token] = np.sqrt(_dot(keys[token], keys[token]))
     product = norm[i] * norm[j]
     cosine = _dot(keys[i], keys[j]) / product if product > 0.0 else 0.0
     near = np.exp(-squared / (2.0 * distance_sigma**2))
@@ -59,10 +66,9 @@ def _factor(i, j, squared, keys, norm, distance_sigma, similarity_sigma):  # typ
 
 
 @numba.njit(cache=True)
-def _greedy(score, keys, coords, num_keep, distance_limit, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
+def _greedy(score, keys, norm, coords, num_keep, distance_limit, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """Picks of one row, in the order in which they were made; `score` is overwritten."""
     size = score.shape[0]
-    norm = np.full(size, -1.0)  # negative: not worked out yet
     seen = np.zeros(size, np.int64)  # how many picks a token's score accounts for
     picks = np.empty(num_keep, np.int64)
     heap = np.arange(size)
@@ -106,7 +112,10 @@ def adaptive_nms(
     key = _numpy_keys(keys)
     place = coords.to("cpu", torch.int64).numpy()
     numbers = (float(distance_limit), float(distance_sigma), float(similarity_sigma))
-    kept = [np.sort(_greedy(score[row], key[row], place[row], num_keep, *numbers)) for row in range(len(score))]
+    kept = []
+    for row in range(len(score)):
+        norm = check_norms(torch.from_numpy(_norms(key[row]))).numpy()
+        kept.append(np.sort(_greedy(score[row], key[row], norm, place[row], num_keep, *numbers)))
     return torch.from_numpy(np.stack(kept)).to(scores.device)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from adaptprune.errors import AdaptPruneError
+
 
 def adaptive_nms(
     scores: Tensor,
@@ -21,6 +23,16 @@ def adaptive_nms(
     return torch.stack(kept).to(scores.device)
 
 
+def check_norms(norm: Tensor) -> Tensor:
+    """The norms, all finite; AdaptPruneError otherwise."""
+    if not bool(torch.isfinite(norm).all()):
+        token = int((~torch.isfinite(norm)).nonzero()[0])
+        raise AdaptPruneError(
+            f"the key of token {token} is not finite: the model overflowed, load it in bfloat16 or float32."
+        )
+    return norm
+
+
 def _one(
     score: Tensor,
     key: Tensor,
@@ -30,7 +42,7 @@ def _one(
     distance_sigma: float,
     similarity_sigma: float,
 ) -> Tensor:
-    score, norm = score.clone(), key.norm(dim=-1)
+    score, norm = score.clone(), check_norms(key.norm(dim=-1))
     kept: list[int] = []
     for _ in range(num_keep):
         free = torch.ones_like(score, dtype=torch.bool)
