@@ -12,7 +12,10 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 demo: $(STAMP)  ## answer questions about the example images with 10 % of the visual tokens
-	@$(BIN)/python -m adaptprune demo
+	@mkdir -p demo
+	$(BIN)/adaptprune run --image example:cloth --prompt "What colour is the triangle?" --keep-ratio 0.1 --overlay demo/cloth.png
+	$(BIN)/adaptprune run --image example:slate --prompt "What shape is the pink object?" --keep-ratio 0.1 --overlay demo/slate.png
+	$(BIN)/adaptprune run --image example:wood --prompt "Is there a cyan circle?" --keep-ratio 0.1 --overlay demo/wood.png
 
 test: $(STAMP)  ## set up and pass the tests
 	$(BIN)/python -m pytest

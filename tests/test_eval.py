@@ -220,6 +220,17 @@ def test_tabletop_items_are_stable_and_varied():
     assert Tabletop("validation", 1).score(items[0], f" {items[0].expected.upper()}. ") == 1
 
 
+def test_tabletop_asks_about_two_pictures():
+    items = Tabletop("test", 5, ["two_images", "colour"]).items()
+    pairs = [item for item in items if item.kind == "two_images"]
+    assert len(pairs) == 5
+    assert [len(item.images()) for item in pairs] == [2] * 5
+    assert pairs[0].picture == "test-0+test-1"
+    assert {item.expected for item in pairs} <= {"first", "second"}
+    with pytest.raises(AdaptPruneError, match="unknown question type 'color'. Did you mean 'colour'"):
+        Tabletop("test", 5, ["color"])
+
+
 def test_a_folder_with_another_run_is_refused(tmp_path):
     record = {"task": "a", "settings": {}, "model": "pocket"}
     api._same_run(tmp_path, record)

@@ -22,6 +22,7 @@ def command(
     model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model."),
     split: str = typer.Option("test", help="Split of the task."),
     pictures: int = typer.Option(40, help="How many pictures, eight questions each (the whole test split has 2000)."),
+    kind: list[str] = typer.Option([], help="Question types. Default: all about one picture."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     out: Path = typer.Option(None, help="Folder for answers and reports; run again with the same one to continue."),
     device: str = typer.Option(None, help="cpu, cuda, mps."),
@@ -31,7 +32,7 @@ def command(
     """Measure accuracy under pruning, with the unpruned model as a baseline in the same run."""
     from adaptprune.eval import api
 
-    chosen = api.make_tasks(task, split=split, pictures=pictures)
+    chosen = api.make_tasks(task, split=split, pictures=pictures, **({"kinds": kind} if kind else {}))
     wanted = api.make_columns(method, keep_ratio)
     progress_bars(not as_json)
     for one in chosen:

@@ -11,9 +11,22 @@ from PIL import Image
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.task import Item
 from adaptprune.registry import did_you_mean
-from adaptprune.tabletop import COLOUR_NAMES, QUESTION_TYPES, SHAPES, SPLITS, is_right, questions, render, scene
+from adaptprune.tabletop import (
+    COLOUR_NAMES,
+    QUESTION_TYPES,
+    SHAPES,
+    SPLITS,
+    Question,
+    is_right,
+    pair_question,
+    questions,
+    render,
+    scene,
+)
 
 QUESTIONS_PER_PICTURE = 8
+PAIR = "two_images"  # asked about a picture and the next one
+KINDS = (*QUESTION_TYPES, PAIR)
 
 
 class Tabletop:
@@ -22,10 +35,10 @@ class Tabletop:
     Parameters
     ----------
     split : str
-        "train", "validation" or "test".
+        "train", "validation", "test" or "hard".
     pictures : int
     kinds : sequence of str
-        Question types; more than eight take turns from picture to picture.
+        Question types out of `KINDS`; more than eight take turns from picture to picture.
     """
 
     name = "tabletop"
@@ -36,8 +49,8 @@ class Tabletop:
         if pictures < 1:
             raise AdaptPruneError(f"pictures={pictures} is not allowed: use 1 or more.")
         for kind in kinds:
-            if kind not in QUESTION_TYPES:
-                raise AdaptPruneError(f"unknown question type {kind!r}.{did_you_mean(kind, QUESTION_TYPES)}")
+            if kind not in KINDS:
+                raise AdaptPruneError(f"unknown question type {kind!r}.{did_you_mean(kind, KINDS)}")
         self.split, self.pictures, self.kinds = split, pictures, tuple(kinds)
 
     def settings(self) -> dict[str, object]:
@@ -46,21 +59,26 @@ class Tabletop:
     def items(self) -> list[Item]:
         found = []
         for index in range(self.pictures):
-            order = itertools.islice(itertools.cycle(self.kinds), index, index + len(self.kinds))
-            asked = questions(scene(self.split, index), types=list(order))[:QUESTIONS_PER_PICTURE]
-            for number, question in enumerate(asked):
-                found.append(
-                    Item(
-                        id=f"{self.split}-{index}-{number}",
-                        picture=f"{self.split}-{index}",
-                        images=partial(_pictures, self.split, index),
-                        prompt=question.question,
-                        expected=question.answer,
-                        kind=question.type,
-                        marks=question.marks,
-                    )
-                )
+            order = list(itertools.islice(itertools.cycle(self.kinds), index, index + len(self.kinds)))
+            here = scene(self.split, index)
+            asked = questions(here, types=[kind for kind in order if kind != PAIR])
+            pair = pair_question(here, scene(self.split, index + 1)) if PAIR in order[:QUESTIONS_PER_PICTURE] else None
+            asked = asked[: QUESTIONS_PER_PICTURE - (pair is not None)]
+            found += [self._item(index, number, question, index) for number, question in enumerate(asked)]
+            if pair is not None:
+                found.append(self._item(index, len(asked), pair, index, index + 1))
         return found
+
+    def _item(self, index: int, number: int, question: Question, *pictures: int) -> Item:
+        return Item(
+            id=f"{self.split}-{index}-{number}",
+            picture="+".join(f"{self.split}-{picture}" for picture in pictures),
+            images=partial(_pictures, self.split, *pictures),
+            prompt=question.question,
+            expected=question.answer,
+            kind=question.type,
+            marks=question.marks,
+        )
 
     def score(self, item: Item, answer: str) -> float:
         if item.kind == "caption":
