@@ -63,6 +63,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "ops":
+        return importlib.import_module("adaptprune.ops")
     if name not in _HOME:
         raise AttributeError(f"module 'adaptprune' has no attribute {name!r}; public names: {', '.join(__all__)}")
     value = getattr(importlib.import_module(_HOME[name]), name)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import urllib.error
+import urllib.parse
 import urllib.request
 import warnings
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import urlsplit
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from adaptprune._version import __version__
@@ -18,6 +20,7 @@ from adaptprune.registry import did_you_mean
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 100_000_000
+MAX_ASPECT = 100  # models scale the shorter side to a few hundred pixels, and the other with it
 TIMEOUT_SECONDS = 20
 
 
@@ -35,15 +38,15 @@ def open_image(source: str | Path) -> Image.Image:
         The source cannot be read or fetched, is empty, truncated, no image, or above `MAX_BYTES` or `MAX_PIXELS`.
     """
     name = str(source)
-    scheme = urlsplit(name).scheme.lower()
+    scheme = name.partition(":")[0].lower()
     if scheme == "example":
         data = _read(_example(name.partition(":")[2]))
     elif scheme in ("http", "https"):
         data = _fetch(name)
     elif "://" in name:
-        raise AdaptPruneError(f"cannot open {name!r}: only files, http:// and https:// are supported.")
+        raise AdaptPruneError(f"cannot open {name!r}: give a plain path, or an http:// or https:// address.")
     else:
-        data = _read(Path(name).expanduser())
+        data = _read(name)
     return decode_image(data, name)
 
 
@@ -60,8 +63,12 @@ def decode_image(data: bytes, name: str) -> Image.Image:
                     f"{name!r} has {width} x {height} pixels, more than the {MAX_PIXELS:,} "
                     "that are allowed: make it smaller."
                 )
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise AdaptPruneError(
+                    f"{name!r} has {width} x {height} pixels: no side may be more than {MAX_ASPECT} times the other."
+                )
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
+            upright = _eight_bit(ImageOps.exif_transpose(picture))
             if "A" in upright.getbands() or "transparency" in upright.info:
                 upright = upright.convert("RGBA")
                 white = Image.new("RGBA", upright.size, "white")
@@ -79,6 +86,16 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise AdaptPruneError(f"{name!r} is damaged or cut off ({error}): save or download it again.") from None
 
 
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Integer and float pictures scaled to 0..255; Pillow would clip them. Others as they are."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture, dtype=np.float64)
+    top = float(values.max(initial=0.0))
+    full = 1.0 if top <= 1 and picture.mode == "F" else 255.0 if top <= 255 and picture.mode != "I;16" else 65535.0
+    return Image.fromarray((values / full * 255).clip(0, 255).round().astype(np.uint8))
+
+
 def _example(name: str) -> Path:
     folder = Path(str(files("adaptprune.assets"))) / "examples"
     known = {path.stem: path for path in sorted(folder.glob("*.png"))}
@@ -87,27 +104,34 @@ def _example(name: str) -> Path:
     return known[name]
 
 
-def _read(path: Path) -> bytes:
+def _read(name: str | Path) -> bytes:
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise AdaptPruneError(
-                f"{str(path)!r} has {path.stat().st_size:,} bytes, more than the {MAX_BYTES:,} allowed."
-            )
-        return path.read_bytes()
+        path = Path(name).expanduser()
+        if path.exists() and not path.is_file():
+            raise AdaptPruneError(f"cannot read {str(path)!r}: it is not a file.")
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise AdaptPruneError(f"there is no file {str(path)!r}: check the path.") from None
-    except OSError as error:
-        raise AdaptPruneError(f"cannot read {str(path)!r}: {error.strerror or error}.") from None
+        raise AdaptPruneError(f"there is no file {str(name)!r}: check the path.") from None
+    except AdaptPruneError:
+        raise
+    except (OSError, ValueError, RuntimeError) as error:  # ValueError: a NUL in it; RuntimeError: no such home
+        raise AdaptPruneError(f"cannot read {str(name)!r}: {getattr(error, 'strerror', None) or error}.") from None
+    if len(data) > MAX_BYTES:
+        raise AdaptPruneError(f"{str(name)!r} has more than the {MAX_BYTES:,} bytes that are allowed.")
+    return data
 
 
 def _fetch(url: str) -> bytes:
-    request = urllib.request.Request(url, headers={"User-Agent": f"adaptprune/{__version__}"})
     try:
+        # letters beyond ASCII and spaces, as they are copied from an address bar
+        address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+        request = urllib.request.Request(address, headers={"User-Agent": f"adaptprune/{__version__}"})
         with urllib.request.urlopen(request, timeout=TIMEOUT_SECONDS) as answer:
             data: bytes = answer.read(MAX_BYTES + 1)
     except urllib.error.HTTPError as error:
         raise AdaptPruneError(f"{url!r} answered {error.code} {error.reason}: check the address.") from None
-    except (urllib.error.URLError, OSError, ValueError) as error:
+    except (OSError, ValueError, http.client.HTTPException) as error:
         raise AdaptPruneError(f"cannot fetch {url!r}: {getattr(error, 'reason', error)}.") from None
     if len(data) > MAX_BYTES:
         raise AdaptPruneError(f"{url!r} has more than the {MAX_BYTES:,} bytes that are allowed.")

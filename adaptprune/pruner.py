@@ -134,9 +134,3 @@ class Pruner:
         """The spec string that makes this very pruner, with every option spelt out."""
         options = ",".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
         return f"{self.name}:{options}"
-
-
-def positive(name: str, value: float) -> None:
-    """Raise unless `value` is a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
-        raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a finite number above 0.")

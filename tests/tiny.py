@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,9 @@ RUN = SIDE * SIDE
 LAYERS = 5
 
 
-def llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0) -> LlavaForConditionalGeneration:
+def llava(
+    attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int = 0, side: int = SIDE, **text: object
+) -> LlavaForConditionalGeneration:
     """LLaVA-1.5 in small: CLIP tower with a 6x6 grid, a Llama of 5 layers with grouped heads."""
     torch.manual_seed(seed)
     config = LlavaConfig(
@@ -25,7 +28,7 @@ def llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int
             intermediate_size=64,
             num_hidden_layers=3,
             num_attention_heads=4,
-            image_size=14 * SIDE,
+            image_size=14 * side,
             patch_size=14,
         ),
         text_config=LlamaConfig(
@@ -39,6 +42,7 @@ def llava(attention: str = "sdpa", dtype: torch.dtype = torch.float32, seed: int
             initializer_range=0.2,  # large enough that layers and tokens differ visibly
             pad_token_id=PAD,
             eos_token_id=1,
+            **text,
         ),
         image_token_index=IMAGE,
     )
@@ -102,11 +106,11 @@ def dropped(report, inputs: dict[str, Tensor]) -> list[list[int]]:
 def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
     """The unpruned model with a 4-D mask that hides tokens from layer K on. Shares no code with the package."""
 
-    def rewrite(module: nn.Module, args, kwargs):
+    def rewrite(number: int, module: nn.Module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         rows, queries = states.shape[:2]
         cache = kwargs.get("past_key_values")
-        past = cache.layers[0].keys.shape[-2] - queries if module.layer_number and cache is not None else seen(cache)
+        past = cache.layers[0].keys.shape[-2] - queries if number and cache is not None else seen(cache)
         total = past + queries
         visible = torch.ones(rows, total, dtype=torch.bool)
         copies = rows // len(hidden.dropped)  # beams
@@ -122,7 +126,7 @@ def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
             allowed = torch.zeros(allowed.shape, dtype=states.dtype).masked_fill(
                 ~allowed, torch.finfo(states.dtype).min
             )
-        if module.layer_number == hidden.layer and past == 0:
+        if number == hidden.layer and past == 0:
             states = hidden.merged(states)
         return (states, *args[1:]), {**kwargs, "attention_mask": allowed}
 
@@ -132,13 +136,10 @@ def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
     layers = model.model.language_model.layers
     handles = []
     for number, layer in enumerate(layers):
-        layer.layer_number = number
         if number >= hidden.layer:
-            handles.append(layer.register_forward_pre_hook(rewrite, with_kwargs=True))
+            handles.append(layer.register_forward_pre_hook(partial(rewrite, number), with_kwargs=True))
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        for layer in layers:
-            del layer.layer_number

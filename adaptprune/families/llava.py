@@ -10,6 +10,9 @@ import torch
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families.base import Family, Layout, raster
 
+#: Supported vision towers, and how many class tokens each puts in front of its patches.
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+
 
 class Llava(Family):
     """`LlavaForConditionalGeneration` with a vision tower of fixed size (CLIP, SigLIP)."""
@@ -26,10 +29,15 @@ class Llava(Family):
 
     def check(self, config: Any) -> None:
         tower = config.vision_config
-        if not isinstance(getattr(tower, "image_size", None), int) or tower.model_type == "pixtral":
+        if tower.model_type not in CLASS_TOKENS:
             raise AdaptPruneError(
-                f"model type 'llava' with a {tower.model_type!r} vision tower is not supported: its images have no "
-                "fixed grid. Supported towers: clip_vision_model, siglip_vision_model."
+                f"model type 'llava' with a {tower.model_type!r} vision tower is not supported. "
+                f"Supported towers: {', '.join(CLASS_TOKENS)}."
+            )
+        if config.vision_feature_select_strategy == "default" and not CLASS_TOKENS[tower.model_type]:
+            raise AdaptPruneError(
+                f"a {tower.model_type!r} vision tower has no class token, and vision_feature_select_strategy='default' "
+                "cuts its first patch off instead: set it to 'full' in the model's and the processor's config."
             )
 
     def layout(self, config: Any, inputs: Mapping[str, Any]) -> list[Layout] | None:
@@ -42,8 +50,9 @@ class Llava(Family):
                 "pruning needs input_ids to find the visual tokens: pass them instead of inputs_embeds."
             )
         side = config.vision_config.image_size // config.vision_config.patch_size
-        # "full" keeps the tower's class token in front of the patches: it has no place on the grid and is never pruned
-        extra = 1 if config.vision_feature_select_strategy == "full" else 0
+        # "full" keeps the class token in front of the patches: it has no place on the grid and is never pruned
+        full = config.vision_feature_select_strategy == "full"
+        extra = CLASS_TOKENS[config.vision_config.model_type] if full else 0
         run = side * side + extra
         layouts = []
         for row in ids:
@@ -52,7 +61,7 @@ class Llava(Family):
             if rest:
                 raise AdaptPruneError(
                     f"a prompt has {positions.numel()} image placeholders, not a multiple of the {run} that each image "
-                    "takes: build the prompt with the model's own processor."
+                    "takes: build the prompt with the model's own processor, and read it in one forward."
                 )
             patches = positions.view(count, run)[:, extra:].flatten()
             coords = raster(count, side, side, patches.device) if count else torch.empty(0, 3, dtype=torch.int64)

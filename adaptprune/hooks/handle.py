@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import logging
+import inspect
 import time
 from collections.abc import Callable
 from functools import partial
 from threading import local
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, family_of
+from adaptprune.hooks.layers import attention_of, check_window, key_projection
 from adaptprune.hooks.narrow import layer_kwargs, take
 from adaptprune.hooks.probe import install, last_token_attention
 from adaptprune.hooks.state import Call, PruneState, places
@@ -22,11 +22,10 @@ from adaptprune.methods import make_pruner
 from adaptprune.pruner import Pruner, VisualTokens, budget
 from adaptprune.report import PruneReport, SampleReport
 
-log = logging.getLogger(__name__)
-
 #: The attribute of a KV cache that holds its PruneState, so that it is copied and dropped together with the cache.
 STATE = "_adaptprune_state"
-_active: WeakKeyDictionary[nn.Module, PruneHandle] = WeakKeyDictionary()
+#: The attribute of a decoder that holds its PruneHandle while it is pruned.
+HANDLE = "_adaptprune_handle"
 
 
 def prune(model: nn.Module, method: str | Pruner = "adaptprune", **options: Any) -> PruneHandle:
@@ -62,7 +61,11 @@ def prune(model: nn.Module, method: str | Pruner = "adaptprune", **options: Any)
     if not isinstance(model, nn.Module):
         raise AdaptPruneError(f"model is a {type(model).__name__}: pass a loaded model (adaptprune.load gives one).")
     if hasattr(model, "_orig_mod"):
-        raise AdaptPruneError("the model is wrapped by torch.compile: prune the model inside, before compiling it.")
+        raise AdaptPruneError(
+            "the model is wrapped by torch.compile, which is not supported: pass the model inside it."
+        )
+    if getattr(model, "config", None) is None:
+        raise AdaptPruneError(f"{type(model).__name__} has no config: pass a transformers model (adaptprune.load).")
     return PruneHandle(model, pruner)
 
 
@@ -97,10 +100,11 @@ class PruneHandle:
             raise
 
     def _check(self) -> None:
-        if self._decoder in _active:
+        other = getattr(self._decoder, HANDLE, None)
+        if other is not None:
             raise AdaptPruneError(
-                f"this model is already pruned ({_active[self._decoder].report.method}): leave that context or call "
-                ".remove() on its handle first."
+                f"this model is already pruned ({other.report.method}): leave that context or call .remove() on its "
+                "handle first."
             )
         for layer in self._schedule:
             if not 0 <= layer < len(self._layers):
@@ -110,7 +114,7 @@ class PruneHandle:
                 )
         if self.pruner.needs & {"keys", "raw_keys", "previous_keys"}:
             for layer in self._schedule:
-                _key_projection(self._layers[layer])
+                key_projection(self._layers[layer])
 
     def _install(self) -> None:
         def hook(module: nn.Module, before: Any = None, after: Any = None) -> None:
@@ -127,17 +131,20 @@ class PruneHandle:
         for stage in self._stages:
             if "attention" in self.pruner.needs:
                 watch = partial(self._see_attention, stage - 1)
-                self._undo.append(install(_attention(self._layers[stage - 1]), watch))
+                self._undo.append(install(attention_of(self._layers[stage - 1]), watch))
             if "previous_keys" in self.pruner.needs:
-                hook(_key_projection(self._layers[stage - 1]), after=partial(self._see_keys, stage - 1))
-        _active[self._decoder] = self
+                hook(key_projection(self._layers[stage - 1]), after=partial(self._see_keys, stage - 1))
+        setattr(self._decoder, HANDLE, self)
 
     def remove(self) -> None:
         """Take every hook off; the model is exactly as before. Calling it again does nothing."""
         while self._undo:
             self._undo.pop()()
-        if _active.get(self._decoder) is self:
-            del _active[self._decoder]
+        if getattr(self._decoder, HANDLE, None) is self:
+            delattr(self._decoder, HANDLE)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise AdaptPruneError("a pruned model cannot be copied or pickled: call .remove() on its handle first.")
 
     def __enter__(self) -> PruneReport:
         return self.report
@@ -149,7 +156,9 @@ class PruneHandle:
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         self._calls.layouts = self._calls.call = None
-        inputs = kwargs if not args else {"input_ids": args[0], **kwargs}
+        inputs = kwargs
+        if args:
+            inputs = inspect.signature(module.forward).bind_partial(*args, **kwargs).arguments
         self._calls.layouts = self._family.layout(self.config, inputs)
 
     def _after_base(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -178,7 +187,7 @@ class PruneHandle:
         state = self._state_of(cache, seen)
         call = Call(
             state,
-            past=state.sequence_length(seen),
+            past=state.settle(seen),
             length=tokens.shape[1],
             batch=tokens.shape[0],
             device=tokens.device,
@@ -192,11 +201,15 @@ class PruneHandle:
                     f"the cache was filled with a batch of {view.index.shape[0]} prompts and is continued with "
                     f"{call.batch}: continue with the same batch."
                 )
+        if self._stages:
+            check_window(self._decoder.config, call.total)
         self._calls.call = call
         return self._continue_pruned(call, args, kwargs) if call.incoming is not None else None
 
     def _state_of(self, cache: Any, seen: int) -> PruneState:
-        state: PruneState | None = getattr(cache, STATE, None) if seen else None
+        if not seen and hasattr(cache, STATE):
+            delattr(cache, STATE)  # the cache was reset since
+        state: PruneState | None = getattr(cache, STATE, None)
         if state is not None and state.stages != self._stages:
             raise AdaptPruneError(
                 f"the cache was pruned before layers {list(state.stages)} and cannot be continued with pruning before "
@@ -207,6 +220,14 @@ class PruneHandle:
     def _continue_pruned(self, call: Call, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """The first layer's cache is shorter than the sequence: say so to the code that counts by it."""
         assert call.incoming is not None
+        mask = kwargs.get("attention_mask")
+        counted = call.token_mask is not None and call.token_mask.shape[1] == call.total
+        if (isinstance(mask, Tensor) and mask.ndim == 4) or (call.length > 1 and not counted):
+            # generate() takes the length of the first layer's cache for the length of the conversation
+            raise AdaptPruneError(
+                "a cache that was pruned with layer=0 can be continued by several tokens only in a forward with a 2-D "
+                f"attention_mask over all {call.total} positions: use that, or prune with layer=1 or later."
+            )
         changed = dict(kwargs)
         held = call.incoming >= 0
         if call.token_mask is not None:
@@ -218,13 +239,13 @@ class PruneHandle:
         return args, changed
 
     def _after_decoder(self, module: nn.Module, args: Any, output: Any) -> None:
-        call: Call | None = self._calls.call
+        call: Call | None = getattr(self._calls, "call", None)
         if output is None or call is None:
             self._calls.call = None
             return
         if getattr(self._calls, "layouts", None) is None:
             self._calls.call = None  # else the base's hook still looks at it
-        if call.rows or (call.past == 0 and call.length > 1):
+        if call.length > 1:
             self._write_report(call)
 
     # -- the layers -------------------------------------------------------------------------------------------------
@@ -269,7 +290,7 @@ class PruneHandle:
                 num_keep = budget(self._schedule[stage], int((layout.images == image).sum()))
                 if num_keep < members.numel():
                     tokens = self._tokens(call, stage, hidden, row, layout, members, slots)
-                    keep = self.pruner.select(tokens, num_keep)
+                    keep = self._checked(self.pruner.select(tokens, num_keep), len(tokens), num_keep)
                     members = members[keep]
                     if type(self.pruner).merge is not Pruner.merge:
                         states = self.pruner.merge(tokens, keep)
@@ -282,6 +303,16 @@ class PruneHandle:
                 "nothing would be pruned: use a smaller one, or run the model without pruning."
             )
         call.keep(stage, kept)
+
+    def _checked(self, keep: Tensor, size: int, num_keep: int) -> Tensor:
+        """What `select` returned, if it is what its contract says."""
+        fits = keep.ndim == 1 and keep.dtype == torch.int64 and 1 <= keep.numel() <= num_keep
+        if not fits or keep[0] < 0 or keep[-1] >= size or not bool((keep.diff() > 0).all()):
+            raise AdaptPruneError(
+                f"method {self.pruner.name!r} returned {tuple(keep.shape)} {keep.dtype} for num_keep={num_keep} "
+                f"of {size} tokens: select has to return 1 to num_keep different int64 indices in ascending order."
+            )
+        return keep
 
     def _tokens(
         self, call: Call, stage: int, hidden: Tensor, row: int, layout: Layout, members: Tensor, slots: Tensor | None
@@ -299,9 +330,9 @@ class PruneHandle:
             keys = call.keys[stage - 1][row, place]
         elif "keys" in self.pruner.needs:
             layer: Any = self._layers[stage]
-            keys = _key_projection(layer)(layer.input_layernorm(states))
+            keys = key_projection(layer)(layer.input_layernorm(states))
         elif "raw_keys" in self.pruner.needs:
-            keys = _key_projection(self._layers[stage])(states)
+            keys = key_projection(self._layers[stage])(states)
         return VisualTokens(states, layout.coords[members], attention, keys)
 
     # -- cues -------------------------------------------------------------------------------------------------------
@@ -323,41 +354,28 @@ class PruneHandle:
     # -- the report -------------------------------------------------------------------------------------------------
 
     def _write_report(self, call: Call) -> None:
-        report = self.report
-        report.prompts += 1
-        report.attention_backend = self._backend
-        report.selection_ms = 1000 * call.selection_seconds
-        report.samples = [SampleReport() for _ in range(call.batch)]
-        for sample, layout, alive in zip(report.samples, call.layouts or (), call.alive, strict=False):
+        samples = [SampleReport() for _ in range(call.batch)]
+        for sample, layout, alive in zip(samples, call.layouts or (), call.alive, strict=False):
             sample.num_visual, sample.num_kept = layout.positions.numel(), alive.numel()
             sample.kept = (layout.positions[alive] + call.past).tolist()
             counts = [torch.bincount(part, minlength=1) for part in (layout.images, layout.images[alive])]
-            sample.images = list(zip(*(count.tolist() for count in counts), strict=True)) if sample.num_visual else []
+            sample.images = list(zip(*(count.tolist() for count in counts), strict=False)) if sample.num_visual else []
         tensors = [(layer.keys, layer.values) for layer in getattr(call.cache, "layers", ()) if layer.keys is not None]
-        report.kv_lengths = [keys.shape[-2] for keys, _ in tensors]
-        report.kv_bytes = sum(keys.nbytes + values.nbytes for keys, values in tensors)
-        report.kv_bytes_unpruned = sum(
-            (keys.nbytes + values.nbytes) * call.total // max(1, keys.shape[-2]) for keys, values in tensors
+        sizes = [keys.nbytes + values.nbytes for keys, values in tensors]
+        lengths = [keys.shape[-2] for keys, _ in tensors]
+        fresh = PruneReport(
+            method=self.report.method,
+            samples=samples,
+            kv_lengths=lengths,
+            kv_bytes=sum(sizes),
+            kv_bytes_unpruned=sum(size * call.total // max(1, n) for size, n in zip(sizes, lengths, strict=True)),
+            attention_backend=self._backend,
+            selection_ms=1000 * call.selection_seconds,
+            prompts=self.report.prompts + 1,
         )
+        vars(self.report).update(vars(fresh))  # at once: other threads never see half of it
 
 
 def _relative(before: Tensor, rows: Tensor, length: int) -> Tensor:
     """Places in `before` of the incoming tokens `rows`, (B, S); padding stays -1."""
     return torch.where(rows < 0, rows, places(before, length).gather(1, rows.clamp_min(0)))
-
-
-def _attention(layer: nn.Module) -> nn.Module:
-    attention = getattr(layer, "self_attn", None)
-    if not isinstance(attention, nn.Module):
-        raise AdaptPruneError(f"{type(layer).__name__} has no self_attn: this decoder cannot be watched.")
-    return attention
-
-
-def _key_projection(layer: nn.Module) -> nn.Module:
-    projection = getattr(_attention(layer), "k_proj", None)
-    if not isinstance(projection, nn.Module):
-        raise AdaptPruneError(
-            f"{type(_attention(layer)).__name__} has no k_proj, so keys cannot be compared: "
-            "use a method without keys (fastv)."
-        )
-    return projection

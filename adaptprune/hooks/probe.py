@@ -11,7 +11,6 @@ import copy
 import sys
 from collections.abc import Callable
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,8 @@ from adaptprune.hooks.narrow import take
 from adaptprune.hooks.state import Call
 
 NAME = "adaptprune_probe"
-_installed: WeakKeyDictionary[nn.Module, tuple[Any, Callable[..., None]]] = WeakKeyDictionary()
+#: Attribute of a watched attention module: its own config, and whom to tell. There, so that all go together.
+WATCH = "_adaptprune_watch"
 
 
 class _Original:
@@ -46,11 +46,11 @@ def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], No
     changed = copy.copy(config)
     changed._attn_implementation = NAME
     attention.config = changed
-    _installed[attention] = (config, watch)
+    setattr(attention, WATCH, (config, watch))
 
     def remove() -> None:
         attention.config = config
-        _installed.pop(attention, None)
+        delattr(attention, WATCH)
 
     return remove
 
@@ -68,7 +68,7 @@ def _implementation(attention: nn.Module, config: Any) -> Callable[..., Any]:
 
 
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    config, watch = _installed[module]
+    config, watch = getattr(module, WATCH)
     watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
     return _implementation(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
 

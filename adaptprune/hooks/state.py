@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
 
 
@@ -38,6 +39,18 @@ class View:
         tail = torch.arange(self.covered, total, device=self.index.device)
         return torch.cat([self.index, tail.expand(self.index.shape[0], -1)], dim=1)
 
+    def cut(self, total: int) -> View:
+        """The view of a sequence cropped to `total`; an error if that took away anything but the tokens after it."""
+        cropped = self.covered - total
+        tail = torch.arange(total, self.covered, device=self.index.device)
+        if cropped >= self.index.shape[1] or not bool((self.index[:, -cropped:] == tail).all()):
+            raise AdaptPruneError(
+                "the cache was cropped into a part that was pruned, where its layers hold different tokens: "
+                "crop only what came after the images, or read the prompt again into a new cache."
+            )
+        index = self.index[:, :-cropped]
+        return View(index, total, bool((index < 0).any()))
+
     @property
     def dropped(self) -> int:
         """By how many entries the layers of this view are shorter than the sequence."""
@@ -51,10 +64,17 @@ class PruneState:
     stages: tuple[int, ...]
     views: dict[int, View] = field(default_factory=dict)
 
-    def sequence_length(self, first_layer_length: int) -> int:
-        """Length of the unpruned sequence, from the length of the first layer's cache."""
-        view = self.views.get(0)
-        return first_layer_length + (view.dropped if view else 0)
+    def settle(self, first_layer_length: int) -> int:
+        """Length of the unpruned sequence, from the length of the first layer's cache.
+
+        Views are cut to it if the cache was cropped meanwhile (assisted decoding takes back rejected tokens).
+        """
+        first = self.views.get(0)
+        total = first_layer_length + (first.dropped if first else 0)
+        for stage, view in self.views.items():
+            if total < view.covered:
+                self.views[stage] = view.cut(total)
+        return total
 
     def columns(self, stage: int | None, total: int, batch: int, device: torch.device) -> Tensor:
         """Positions that the layers from `stage` on hold (None: those before every stage), (B, S)."""
@@ -138,12 +158,21 @@ class Call:
         new = self.token_mask[:, -self.length :].to(self.device) > 0
         return last - new.flip(1).int().argmax(dim=1)
 
+    def _after_padding(self) -> Tensor:
+        """Incoming tokens that are not padding on the left, (B, length); that padding leaves with the visual tokens."""
+        if self.token_mask is None:
+            return torch.ones(self.batch, self.length, dtype=torch.bool, device=self.device)
+        begun = self.token_mask.to(self.device).cumsum(dim=1) > 0
+        begun[:, -1] = True  # a row of nothing but padding keeps its last place
+        return begun[:, -self.length :]
+
     def keep(self, stage: int, kept: list[Tensor]) -> None:
         """Let a stage drop all visual tokens but `kept` (per sample, indices into its layout)."""
         assert self.layouts is not None
         lines = []
-        for layout, indices in zip(self.layouts, kept, strict=True):
-            stays = torch.ones(self.length, dtype=torch.bool, device=self.device)
+        real = self._after_padding()
+        for row, (layout, indices) in enumerate(zip(self.layouts, kept, strict=True)):
+            stays = real[row].clone()
             stays[layout.positions] = False
             stays[layout.positions[indices]] = True
             lines.append(stays.nonzero()[:, 0])

@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaptprune.checks import not_negative, positive
 from adaptprune.errors import AdaptPruneError
-from adaptprune.ops import adaptive_nms
-from adaptprune.pruner import Pruner, VisualTokens, positive
+from adaptprune.ops import BACKENDS, adaptive_nms
+from adaptprune.pruner import Pruner, VisualTokens
 from adaptprune.registry import did_you_mean
 
 KEY_SOURCES = {"layer": "keys", "reference": "raw_keys", "previous": "previous_keys"}
@@ -54,8 +55,11 @@ class AdaptPrune(Pruner):
     paper: ClassVar[str] = "arXiv 2503.08019"
 
     def __post_init__(self) -> None:
-        if self.keys not in KEY_SOURCES:
-            raise AdaptPruneError(f"unknown keys={self.keys!r}.{did_you_mean(str(self.keys), KEY_SOURCES)}")
+        for option, allowed in (("keys", [*KEY_SOURCES]), ("backend", ["auto", *BACKENDS])):
+            if getattr(self, option) not in allowed:
+                value = getattr(self, option)
+                raise AdaptPruneError(f"unknown {option}={value!r}.{did_you_mean(str(value), allowed)}")
+        not_negative("distance_limit", self.distance_limit)
         for option in ("distance_sigma", "similarity_sigma", "centre_sigma"):
             positive(option, getattr(self, option))
         super().__post_init__()
@@ -83,7 +87,8 @@ class AdaptPrune(Pruner):
         )[0]
 
     def warm_up(self) -> None:
-        adaptive_nms(torch.ones(1, 1), torch.ones(1, 1, 1), torch.zeros(1, 1, 3, dtype=torch.int64), 1)
+        one = torch.ones(1, 1)
+        adaptive_nms(one, one[..., None], torch.zeros(1, 1, 3, dtype=torch.int64), 1, backend=self.backend)
 
 
 def centre_weight(coords: Tensor, sigma: float = 1.0) -> Tensor:

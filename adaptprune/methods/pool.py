@@ -40,10 +40,11 @@ class Pool(Pruner):
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
         pooled = []
         for start, rows, columns in _grids(tokens.coords.cpu()):
-            share = int(((keep >= start) & (keep < start + rows * columns)).sum())
-            if share:
+            mine = keep[(keep >= start) & (keep < start + rows * columns)] - start
+            if mine.numel():
+                shape = (mine // columns).unique().numel(), (mine % columns).unique().numel()
                 states = tokens.hidden[start : start + rows * columns].T.reshape(1, -1, rows, columns)
-                average = torch.nn.functional.adaptive_avg_pool2d(states, cells(rows, columns, share))
+                average = torch.nn.functional.adaptive_avg_pool2d(states, shape)
                 pooled.append(average[0].flatten(1).T)
         return torch.cat(pooled)
 
@@ -64,7 +65,7 @@ def _grids(coords: Tensor) -> Iterator[tuple[int, int, int]]:
 
 def cells(rows: int, columns: int, budget: int) -> tuple[int, int]:
     """(h, w) of the grid's own proportions with h * w within the budget."""
-    high = min(rows, max(1, math.isqrt(budget * rows // columns)))
+    high = min(rows, budget, max(1, math.isqrt(budget * rows // columns)))
     return high, min(columns, budget // high)
 
 

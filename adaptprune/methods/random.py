@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.checks import whole
 from adaptprune.pruner import Pruner, VisualTokens
 
 
@@ -28,8 +28,7 @@ class Random(Pruner):
     summary: ClassVar[str] = "a seeded random subset (baseline)"
 
     def __post_init__(self) -> None:
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise AdaptPruneError(f"seed={self.seed!r} is not allowed: it is a whole number, 0 or more.")
+        whole("seed", self.seed, 0, 2**32 - 1)
         super().__post_init__()
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:

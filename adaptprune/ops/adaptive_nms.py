@@ -5,12 +5,12 @@ An explicit backend fails loudly; "auto" takes the fastest that can run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
+from adaptprune.checks import not_negative, positive, whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.registry import did_you_mean
 
@@ -115,10 +115,7 @@ def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:
 def _check_numbers(
     size: int, num_keep: int, distance_limit: float, distance_sigma: float, similarity_sigma: float
 ) -> None:
-    if isinstance(num_keep, bool) or not isinstance(num_keep, int) or not 1 <= num_keep <= size:
-        raise AdaptPruneError(f"num_keep={num_keep!r} is not allowed: it is a whole number from 1 to {size}.")
-    for name, value in (("distance_sigma", distance_sigma), ("similarity_sigma", similarity_sigma)):
-        if not (math.isfinite(value) and value > 0 and value * value > 0):  # its square divides
-            raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a finite number above 0.")
-    if not distance_limit >= 0:
-        raise AdaptPruneError(f"distance_limit={distance_limit!r} is not allowed: it must be 0 or more (grid cells).")
+    whole("num_keep", num_keep, 1, size)
+    positive("distance_sigma", distance_sigma)
+    positive("similarity_sigma", similarity_sigma)
+    not_negative("distance_limit", distance_limit)

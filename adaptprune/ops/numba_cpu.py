@@ -6,6 +6,9 @@ top after them it is the maximum, else it sinks. Keys are compared for those pai
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numba
 import numpy as np
 import torch
@@ -14,11 +17,24 @@ from torch import Tensor
 
 from adaptprune.ops.reference import check_norms
 
+
+def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
+    """numba.njit that keeps what it compiled, if there is a place where it may."""
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            return numba.njit(cache=True, **options)(function)
+        except RuntimeError:  # neither beside this file nor in the user's home
+            return numba.njit(**options)(function)
+
+    return decorate
+
+
 # Reordering the sum of a dot product lets it use vector registers; nothing else may be reordered.
 _dot_flags = {"reassoc", "contract"}
 
 
-@numba.njit(cache=True, fastmath=_dot_flags)
+@_compiled(fastmath=_dot_flags)
 def _dot(a, b):  # type: ignore[no-untyped-def]
     total = 0.0
     for k in range(a.shape[0]):
@@ -26,7 +42,7 @@ def _dot(a, b):  # type: ignore[no-untyped-def]
     return total
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _norms(keys):  # type: ignore[no-untyped-def]
     norm = np.empty(keys.shape[0])
     for i in range(keys.shape[0]):
@@ -34,13 +50,13 @@ def _norms(keys):  # type: ignore[no-untyped-def]
     return norm
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _above(score, i, j):  # type: ignore[no-untyped-def]
     """Whether token i comes before token j: higher score, then lower index."""
     return score[i] > score[j] or (score[i] == score[j] and i < j)
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _sink(heap, size, place, score):  # type: ignore[no-untyped-def]
     """Restore the heap below `place`, whose token's score may have fallen."""
     while True:
@@ -55,7 +71,7 @@ def _sink(heap, size, place, score):  # type: ignore[no-untyped-def]
         place = child
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _factor(i, j, squared, keys, norm, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """What keeping token j multiplies the score of token i with."""
     product = norm[i] * norm[j]
@@ -65,7 +81,7 @@ def _factor(i, j, squared, keys, norm, distance_sigma, similarity_sigma):  # typ
     return 1.0 - near * alike
 
 
-@numba.njit(cache=True)
+@_compiled()
 def _greedy(score, keys, norm, coords, num_keep, distance_limit, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """Picks of one row, in the order in which they were made; `score` is overwritten."""
     size = score.shape[0]
