@@ -43,7 +43,7 @@ def make_pruner(method: str | Pruner, **options: Any) -> Pruner:
     """
     given = {key: value for key, value in options.items() if value is not None}
     if isinstance(method, Pruner):
-        return method.replace(**given)
+        return method.replace(**given) if given else method
     if not isinstance(method, str):
         raise AdaptPruneError(
             f"method is a {type(method).__name__}: pass a name ({', '.join(list_methods())}), a spec string such as "
