@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 
@@ -106,6 +107,14 @@ def test_overlay_dims_what_was_dropped(call, checkpoint, picture, tmp_path):
         (["--prompt", "an <image> here"], "image placeholder '<image>'"),
         (["--overlay", "x.png", "--method", "none"], "--overlay shows what was dropped"),
         (["--overlay", "x.jpg"], "has to end in .png"),
+        (["--seed", "-1"], "seed=-1"),
+        (["--seed", "9" * 23], "seed=999"),
+        (["--temperature", "1e-300"], "temperature=1e-300"),
+        (["--prompt", "caf\udce9"], "is not valid text"),
+        (["--method", "adaptprune:keys=[1]"], "unknown keys=[1]"),
+        (["--method", "adaptprune:distance_limit=abc"], "distance_limit='abc'"),
+        (["--method", "adaptprune:backend=gpu"], "unknown backend='gpu'"),
+        (["--method", "adaptprune:centre_sigma=1e300"], "centre_sigma=1e+300"),
         (["--overlay", "/no/such/folder/x.png"], "there is no folder"),
     ],
 )
@@ -118,6 +127,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(call, checkpoint, picture, option
     assert err.startswith("error: ")
     assert err.count("\n") == 1
     assert text in err
+
+
+def test_a_terminal_that_cannot_show_a_letter(checkpoint, picture):
+    command = ["run", "--model", checkpoint, "-i", picture, "-p", "ünï", "--json", "--max-new-tokens", "1"]
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [sys.executable, "-m", "adaptprune", *command], capture_output=True, env=environment, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert b'"prompt": "\\xfcn\\xef"' in done.stdout
+
+
+def test_an_overlay_that_cannot_be_written(call, checkpoint, picture, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    code, out, err = call(
+        "run", "--model", checkpoint, "-i", picture, "-p", "a", "--overlay", str(tmp_path / "folder.png")
+    )
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "is a folder" in err
 
 
 def test_an_empty_image(call, checkpoint, tmp_path):

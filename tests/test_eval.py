@@ -86,7 +86,7 @@ def test_answers_are_those_of_the_engine(loaded, tmp_path):
         assert engine.answer(item.images(), item.prompt, pruner, max_new_tokens=3).text == pruned["answer"]
 
 
-@pytest.mark.parametrize("damage", ["cut line", "cut batch", "column missing", "garbage", "nothing"])
+@pytest.mark.parametrize("damage", ["cut line", "cut batch", "column missing", "garbage", "a number", "nothing"])
 def test_a_killed_run_ends_with_the_same_bytes(loaded, tmp_path, damage):
     wanted = columns(["random"], [0.5, 0.25])
     run(loaded, tmp_path / "whole", wanted)
@@ -99,6 +99,8 @@ def test_a_killed_run_ends_with_the_same_bytes(loaded, tmp_path, damage):
         victim.write_bytes(b"".join(data.splitlines(keepends=True)[:7]))
     elif damage == "garbage":
         victim.write_bytes(data[:150] + b"\xff{{{\n")
+    elif damage == "a number":
+        victim.write_bytes(b"5\n")
     elif damage == "column missing":
         victim.unlink()
     run(loaded, tmp_path / "killed", wanted)
@@ -233,14 +235,21 @@ def test_tabletop_asks_about_two_pictures():
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
     record = {"task": "a", "settings": {}, "model": "pocket"}
-    api._same_run(tmp_path, record)
-    api._same_run(tmp_path, dict(record))
+    api._check_folder(tmp_path, record)
+    api._write_record(tmp_path, record)
+    api._check_folder(tmp_path, dict(record))
     saved = json.loads((tmp_path / "run.json").read_text())
     assert set(saved) == {"run", "command", "versions", "python", "commit"}
     with pytest.raises(AdaptPruneError, match="holds another run \\(model was 'pocket'\\)"):
-        api._same_run(tmp_path, {**record, "model": "x"})
+        api._check_folder(tmp_path, {**record, "model": "x"})
+    (tmp_path / "run.json").write_text("[1")
+    with pytest.raises(AdaptPruneError, match="run.json' is damaged"):
+        api._check_folder(tmp_path, record)
+    with pytest.raises(AdaptPruneError, match="is a file: name a folder"):
+        api._check_folder(tmp_path / "run.json", record)
 
 
 def test_an_estimate_of_nothing_is_not_a_number():
     found = estimate(Bootstrap(["a", "b"]).means(np.ones(2), np.zeros(2, dtype=bool)))
     assert math.isnan(found.value)
+    assert found.to_dict() == {"value": None, "low": None, "high": None}

@@ -8,6 +8,7 @@ import threading
 import zlib
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -31,6 +32,20 @@ def test_every_mode_becomes_rgb(mode):
     assert decode_image(encoded(Image.new(mode, (5, 4)), form), "x").mode == "RGB"
 
 
+@pytest.mark.parametrize(("mode", "top"), [("I;16", 65535), ("I", 65535), ("I", 255), ("F", 1.0), ("F", 255.0)])
+def test_deep_pictures_are_scaled_not_clipped(mode, top):
+    """A ramp stays a ramp: half of the way is middle grey."""
+    ramp = np.linspace(0, top, 101)[None].repeat(4, axis=0)
+    kind = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
+    picture = decode_image(encoded(Image.fromarray(ramp.astype(kind)), "TIFF"), "x")
+    assert [picture.getpixel((x, 1))[0] for x in (0, 50, 100)] == [0, pytest.approx(127.5, abs=1), 255]
+
+
+def test_pictures_as_thin_as_a_thread_are_refused():
+    with pytest.raises(AdaptPruneError, match="5000 x 1 pixels: no side may be more than 100 times the other"):
+        decode_image(encoded(Image.new("L", (5000, 1))), "x")
+
+
 def test_transparency_becomes_white():
     assert decode_image(encoded(Image.new("RGBA", (2, 2), (255, 0, 0, 0))), "x").getpixel((0, 0)) == (255, 255, 255)
 
@@ -49,6 +64,10 @@ def test_files(tmp_path):
         (tmp_path / "none.png", "there is no file"),
         (tmp_path, "cannot read"),
         ("ftp://a/b.png", "give a plain path"),
+        ("/dev/zero", "it is not a file"),
+        ("a\0b.png", "cannot read"),
+        ("~no-such-user-here/x.png", "cannot read|there is no file"),
+        ("example:wod", "unknown example 'wod'. Did you mean 'wood'"),
     ]:
         with pytest.raises(AdaptPruneError, match=text):
             open_image(bad)
@@ -99,7 +118,9 @@ def server():
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
-            body = {"/a.png": PICTURE, "/page": b"<html>", "/long": b"x" * 4096, "/empty": b""}.get(self.path)
+            body = {"/a.png": PICTURE, "/page": b"<html>", "/long": b"x" * 4096, "/empty": b""}.get(
+                self.path.partition("?")[0]
+            )
             self.send_response(200 if body is not None else 404)
             self.end_headers()
             self.wfile.write(body or b"")
@@ -121,8 +142,10 @@ def test_addresses(server, monkeypatch):
             open_image(server + path)
     with pytest.raises(AdaptPruneError, match="cannot fetch 'http://127.0.0.1:9/a.png'"):
         open_image("http://127.0.0.1:9/a.png")
-    with pytest.raises(AdaptPruneError, match="cannot fetch 'http://'"):
-        open_image("http://")
+    for bad in ("http://", "http://[::1/x.png", "http://127.0.0.1:9/with space/ü.png", "http://127.0.0.1:port/"):
+        with pytest.raises(AdaptPruneError, match="cannot fetch 'http://"):
+            open_image(bad)
+    assert open_image(f"{server}/a.png?ü=é x").size == (64, 48)
     monkeypatch.setattr(module, "MAX_BYTES", 100)
     with pytest.raises(AdaptPruneError, match="more than the 100 bytes"):
         open_image(f"{server}/long")

@@ -45,11 +45,39 @@ def test_what_cannot_be_loaded_says_why(checkpoint, tmp_path):
         adaptprune.load(str(cut))
 
 
+def test_a_checkpoint_that_lacks_weights_is_refused(checkpoint, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder = tmp_path / "holes"
+    shutil.copytree(checkpoint, folder)
+    weights = load_file(folder / "model.safetensors")
+    name = next(name for name in weights if "k_proj" in name)
+    del weights[name]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(AdaptPruneError, match="lacks 1 weights .*k_proj"):
+        adaptprune.load(str(folder))
+    with pytest.raises(AdaptPruneError, match="cannot load .*no_such_option"):
+        adaptprune.load(checkpoint, no_such_option=1)
+
+
+def test_where_files_come_from_is_said_to_every_part(checkpoint, monkeypatch):
+    from transformers import AutoConfig, AutoProcessor
+
+    seen = []
+    for kind in (AutoConfig, AutoProcessor):
+        original = kind.from_pretrained
+        monkeypatch.setattr(kind, "from_pretrained", lambda *a, o=original, **k: (seen.append(k), o(*a, **k))[1])
+    adaptprune.load(checkpoint, revision="main", local_files_only=True)
+    assert [(k["revision"], k["local_files_only"]) for k in seen[:2]] == [("main", True)] * 2
+
+
 def test_a_tower_without_a_fixed_grid_is_refused(checkpoint, tmp_path):
     folder = tmp_path / "pixtral"
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
     config["vision_config"] = {"model_type": "pixtral"}
     (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(AdaptPruneError, match="'pixtral' vision tower is not supported"):
+    with pytest.raises(
+        AdaptPruneError, match="'pixtral' vision tower is not supported. Supported towers: clip_vision_model"
+    ):
         adaptprune.load(str(folder))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from typing import Any
@@ -72,15 +73,20 @@ def add_commands() -> None:
 
 
 def main() -> None:
-    """Entry point. A mistake in what was asked for ends in one line and exit code 2."""
+    """Entry point. A mistake in what was asked for ends in one line and exit code 2, a failing disk in code 1."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to stop
     add_commands()
     try:
         app()
     except AdaptPruneError as error:
-        stderr.print("[bold red]error:[/]", str(error).replace("[", r"\["))
+        _say(error)
         sys.exit(2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except BrokenPipeError:  # the reader of our output has gone: nothing to report to
-        sys.stderr.close()
-        sys.exit(141)
+    except OSError as error:
+        _say(error)
+        sys.exit(1)
+
+
+def _say(error: Exception) -> None:
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

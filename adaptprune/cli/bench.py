@@ -25,14 +25,15 @@ def command(
     import torch
 
     from adaptprune.bench import compare, describe
+    from adaptprune.checks import whole
     from adaptprune.models.loading import DTYPES, pick_device
     from adaptprune.registry import did_you_mean
 
-    if rounds < 1:
-        raise AdaptPruneError(f"rounds={rounds} is not allowed: use 1 or more.")
+    whole("rounds", rounds, 1, 1000)
     if dtype not in DTYPES:
         raise AdaptPruneError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, DTYPES)}")
     if threads is not None:
+        whole("threads", threads, 1, 1024)
         torch.set_num_threads(threads)
     place = pick_device(device)
     results = {}

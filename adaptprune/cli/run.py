@@ -87,6 +87,8 @@ def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
         )
     if overlay.suffix.lower() != ".png":
         raise AdaptPruneError(f"--overlay {str(overlay)!r} is not allowed: the name has to end in .png.")
+    if overlay.is_dir():
+        raise AdaptPruneError(f"--overlay {str(overlay)!r} is a folder: name a file in it.")
     if not overlay.absolute().parent.is_dir():
         raise AdaptPruneError(f"there is no folder {str(overlay.absolute().parent)!r} for --overlay: create it first.")
 

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import TextStreamer
 
+from adaptprune.checks import whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks import prune
 from adaptprune.pruner import Pruner
@@ -68,6 +69,10 @@ class _Stream(TextStreamer):
 def chat_text(processor: Any, prompt: str, images: int) -> str:
     """One user turn in the model's own chat format: placeholders for `images` images, then the text."""
     token = getattr(processor, "image_token", "<image>")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError:
+        raise AdaptPruneError(f"the prompt {prompt!r} is not valid text: write it in UTF-8.") from None
     if token in prompt:
         raise AdaptPruneError(f"the prompt contains the image placeholder {token!r}: leave it out, images go in front.")
     if not getattr(processor, "chat_template", None):  # base checkpoints of LLaVA-1.5 have none
@@ -128,15 +133,19 @@ class TransformersEngine:
         AdaptPruneError
             The prompt and answer do not fit the model's context, or the pruner cannot work on this model.
         """
-        if max_new_tokens < 1:
-            raise AdaptPruneError(f"max_new_tokens={max_new_tokens} is not allowed: use 1 or more.")
-        if not 0 <= temperature < float("inf"):
-            raise AdaptPruneError(f"temperature={temperature} is not allowed: use 0 (greedy) or a positive number.")
+        whole("max_new_tokens", max_new_tokens, 1, 2**31)
+        if not (temperature == 0 or 0.01 <= temperature <= 100):
+            raise AdaptPruneError(f"temperature={temperature} is not allowed: use 0 (greedy), or 0.01 to 100.")
+        if seed is not None:
+            whole("seed", seed, 0, 2**63 - 1)
         inputs = self.inputs(images, prompt)
         self._check_context(inputs["input_ids"], max_new_tokens)
         if seed is not None:
             torch.manual_seed(seed)
-        sampling = {"do_sample": True, "temperature": temperature} if temperature > 0 else {"do_sample": False}
+        # one beam, whatever the checkpoint says: the answer is streamed
+        sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1}
+        if temperature > 0:
+            sampling["temperature"] = temperature
         stream = _Stream(self.processor.tokenizer, on_text)
         with prune(self.model, pruner) if pruner is not None else nullcontext() as report:
             start = time.perf_counter()

@@ -68,8 +68,9 @@ def evaluate(
         "device": device,
         "dtype": dtype,
     }
-    _same_run(folder, record)
+    _check_folder(folder, record)
     loaded, processor = load(model, device=device, dtype=dtype)
+    _write_record(folder, record)
     items = task.items()
     total(len(items) * len(wanted))
     runner = Runner(loaded, processor, folder, batch_size=batch_size, progress=progress)
@@ -95,15 +96,27 @@ def _for_page(wanted: Sequence[Column]) -> list[Column]:
     return [column for column in selecting if column.keep_ratio == ratio][:2]
 
 
-def _same_run(folder: Path, record: dict[str, Any]) -> None:
-    """Write what is needed to repeat the run; refuse a folder in which something else was run."""
+def _check_folder(folder: Path, record: dict[str, Any]) -> None:
+    """Refuse a folder in which something else was run."""
+    if folder.exists() and not folder.is_dir():
+        raise AdaptPruneError(f"{str(folder)!r} is a file: name a folder for --out.")
+    path = folder / "run.json"
+    if not path.exists():
+        return
+    try:
+        before = json.loads(path.read_text())["run"]
+        changed = [key for key, value in record.items() if before.get(key) != value]
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise AdaptPruneError(f"{str(path)!r} is damaged: use another --out folder.") from None
+    if changed:
+        parts = ", ".join(f"{key} was {before.get(key)!r}" for key in changed)
+        raise AdaptPruneError(f"{str(folder)!r} holds another run ({parts}): use another --out folder.")
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    """What is needed to repeat the run; written once."""
     path = folder / "run.json"
     if path.exists():
-        before = json.loads(path.read_text())
-        changed = [key for key, value in record.items() if before["run"].get(key) != value]
-        if changed:
-            parts = ", ".join(f"{key} was {before['run'].get(key)!r}" for key in changed)
-            raise AdaptPruneError(f"{str(folder)!r} holds another run ({parts}): use another --out folder.")
         return
     folder.mkdir(parents=True, exist_ok=True)
     about = {"run": record, "command": sys.argv, "versions": versions(), "python": platform.python_version()}

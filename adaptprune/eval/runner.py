@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.checks import whole
 from adaptprune.engines.transformers import chat_text
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.task import Item, Task
@@ -78,8 +79,7 @@ class Runner:
         max_new_tokens: int = 32,
         progress: Callable[[int], None] = lambda count: None,
     ) -> None:
-        if batch_size < 1:
-            raise AdaptPruneError(f"batch_size={batch_size} is not allowed: use 1 or more.")
+        whole("batch_size", batch_size, 1, 2**16)
         self.model, self.processor, self.folder = model, processor, folder
         self.batch_size, self.max_new_tokens, self.progress = batch_size, max_new_tokens, progress
 
@@ -120,7 +120,11 @@ class Runner:
                 line = json.loads(raw) if raw.endswith(b"\n") else None
             except ValueError:
                 line = None
-            if line is None or len(lines) == len(items):
+            if (
+                not isinstance(line, dict)
+                or not {"id", "answer", "score", "kept"} <= set(line)
+                or len(lines) == len(items)
+            ):
                 break
             if line["id"] != items[len(lines)].id:
                 raise AdaptPruneError(f"{str(path)!r} has answers to other questions: use another --out folder.")

@@ -18,8 +18,9 @@ class Estimate:
     low: float
     high: float
 
-    def to_dict(self) -> dict[str, float]:
-        return {"value": round(self.value, 6), "low": round(self.low, 6), "high": round(self.high, 6)}
+    def to_dict(self) -> dict[str, float | None]:
+        """Plain numbers; None where there was nothing to estimate."""
+        return {name: round(x, 6) if np.isfinite(x) else None for name, x in vars(self).items()}
 
 
 class Bootstrap:

@@ -14,6 +14,8 @@ from adaptprune.registry import did_you_mean
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"
+#: Options of `from_pretrained` that say where files come from: config and processor take them too.
+HUB_OPTIONS = ("revision", "token", "subfolder", "cache_dir", "local_files_only", "force_download", "proxies")
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -67,16 +69,28 @@ def load(
             raise AdaptPruneError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, DTYPES)}")
         dtype = DTYPES[dtype]
     try:
-        config = AutoConfig.from_pretrained(source)
+        where = {key: options[key] for key in HUB_OPTIONS if key in options}
+        config = AutoConfig.from_pretrained(source, **where)
         family_of(config)
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, config=config, dtype=dtype, attn_implementation=attn_implementation, **options
+        model, found = AutoModelForImageTextToText.from_pretrained(
+            source,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            output_loading_info=True,
+            **options,
         )
-        processor = AutoProcessor.from_pretrained(source)
+        processor = AutoProcessor.from_pretrained(source, **where)
     except AdaptPruneError as error:
         raise AdaptPruneError(f"cannot use {source!r}: {error}") from None
-    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise AdaptPruneError(_why_not(source, error)) from error
+    if found["missing_keys"]:
+        missing = sorted(found["missing_keys"])
+        raise AdaptPruneError(
+            f"cannot use {source!r}: it lacks {len(missing)} weights ({missing[0]}, ...), which would be random. "
+            "Use a complete checkpoint."
+        )
     if processor.tokenizer.padding_side != "left":
         processor.tokenizer.padding_side = "left"  # batches are continued at their right end
     return model.to(place).eval(), processor

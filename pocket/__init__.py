@@ -1,0 +1,1 @@
+"""How the pocket model was made: training, evaluation and export. Not part of the wheel."""

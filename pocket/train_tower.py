@@ -1,0 +1,340 @@
+"""Stage 1: teach a CLIP-format vision tower to see, with dense labels on every patch.
+
+Contract: writes ``tower.pt`` (checkpoint, resumable) into the run folder. The patch heads read the last but one layer,
+which is what LLaVA feeds to the language model; the class token reads the last layer and is taught what the whole
+picture holds, so that its attention means something. All heads are thrown away afterwards.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm import tqdm
+from transformers import CLIPVisionModel
+
+from adaptprune.tabletop.labels import IGNORE, PatchLabels, patch_labels
+from adaptprune.tabletop.render import render
+from adaptprune.tabletop.scenes import Scene, scene
+from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, GRID, PATCH_SIZE, SHAPES
+from pocket.model import IMAGE_MEAN, IMAGE_STD, vision_config
+from pocket.muon import Muon
+from pocket.runs import Log, learning_rate, load, save, set_rate
+
+WINDOW = 12  # patches along one side of a training crop
+CROPS = 4  # crops taken from one rendered picture
+POSITION_SCALE, CONTENT_SCALE = 2.0, 0.35  # an edge is far above the mean and must not drown its position
+WHITEN_FLOOR = 0.02  # share of the mean variance below which components are not amplified further
+KINDS = len(SHAPES) + 2  # shapes, background, sign
+
+
+@dataclass(frozen=True)
+class TowerPlan:
+    """Length and size of the stage."""
+
+    steps: int = 3000
+    crops_per_step: int = 32
+    full_share: float = 0.12  # last part of the steps, on whole pictures
+    full_per_step: int = 8
+    matrix_rate: float = 0.02
+    other_rate: float = 1.5e-3
+    looking_rate: float = 3e-4  # queries, keys and positions
+    first_rate: float = 5e-5  # 588 correlated pixels add up: a step of 1e-3 on each would move a token by its own size
+    save_every: int = 200
+    validate_every: int = 400
+
+
+class TowerWithHeads(nn.Module):
+    """The tower and the linear heads that teach it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tower = CLIPVisionModel(vision_config())
+        width = self.tower.config.hidden_size
+        self.sizes = {
+            "shape": KINDS,
+            "colour": len(COLOUR_NAMES),
+            "character": len(CHARACTERS),
+            "position": 4,
+            "offset": 2,
+        }
+        self.norm = nn.LayerNorm(width)
+        self.patch_head = nn.Linear(width, sum(self.sizes.values()))
+        pairs = len(SHAPES) * len(COLOUR_NAMES)
+        self.class_head = nn.Linear(width, pairs + len(SHAPES) + len(COLOUR_NAMES) + 1)
+        look_at_neighbours(self.tower)
+        whiten(self.tower)
+
+    def forward(self, pixels: Tensor, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Patch predictions (B, N, ...) by name and class-token predictions (B, ...).
+
+        ``pixels`` is (B, 3, H, W) and ``rows`` (B, N) the position rows of its patches on the full grid.
+        """
+        return self.read(*tower_features(self.tower, pixels, rows))
+
+    def read(self, features: Tensor, whole: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Predictions from patch features (B, N, D) and the class state (B, D)."""
+        outputs = self.patch_head(self.norm(features)).split(list(self.sizes.values()), dim=-1)
+        return dict(zip(self.sizes, outputs, strict=True)), self.class_head(whole)
+
+
+def tower_features(tower: CLIPVisionModel, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Patch states before the last layer (B, N, D) and the class state after it (B, D), for any window of the grid."""
+    parts = tower.embeddings
+    patches = parts.patch_embedding(pixels).flatten(2).transpose(1, 2)
+    first = parts.class_embedding.expand(len(pixels), 1, -1)
+    positions = F.pad(rows + 1, (1, 0))  # row 0 is the class token's
+    hidden = tower.pre_layrnorm(torch.cat([first, patches], dim=1) + parts.position_embedding(positions))
+    *layers, last = tower.encoder.layers
+    for layer in layers:
+        hidden = layer(hidden, None)
+    # Only the class token is read after the last layer, so only its query is computed.
+    normed, attention = last.layer_norm1(hidden), last.self_attn
+    heads = (attention.num_heads, attention.head_dim)
+    query = attention.q_proj(normed[:, :1]).unflatten(-1, heads).transpose(1, 2)
+    key, value = (proj(normed).unflatten(-1, heads).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    whole = hidden[:, :1] + attention.out_proj(mixed)
+    whole = whole + last.mlp(last.layer_norm2(whole))
+    return hidden[:, 1:], tower.post_layernorm(whole[:, 0])
+
+
+@torch.no_grad()
+def look_at_neighbours(tower: CLIPVisionModel) -> None:
+    """Start attention local: each head of the first layers looks at one neighbour offset.
+
+    The first ``head_dim`` channels carry sines and cosines of the position and no picture content; a head whose key
+    copies them and whose query rotates them by an offset attends to the patch at that offset. A tower that starts like
+    a small convolution learns many times faster than one that has to find out what is next to what.
+    """
+    reserved = tower.config.hidden_size // tower.config.num_attention_heads
+    frequencies = math.pi * torch.tensor([0.9, 0.62, 0.4, 0.24, 0.1])
+    if reserved != 4 * len(frequencies):
+        raise ValueError(f"the local start needs heads of {4 * len(frequencies)} channels, got {reserved}")
+    axis = torch.arange(GRID, dtype=torch.float32)
+    phase = axis[:, None] * frequencies  # (24, 5)
+    wave = torch.stack([phase.cos(), phase.sin()], dim=-1).flatten(1)  # (24, 10), pairs of (cos, sin)
+    vertical, horizontal = wave.repeat_interleave(GRID, 0), wave.repeat(GRID, 1)
+    table = tower.embeddings.position_embedding.weight
+    table.normal_(std=0.01)
+    table[1:, :reserved] = POSITION_SCALE * torch.cat([vertical, horizontal], dim=1)
+    near = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
+    wide = [(-2, 0), (2, 0), (0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1)]
+    far = [(-3, 0), (3, 0), (0, -3), (0, 3), (-2, -2), (-2, 2), (2, -2), (2, 2)]
+    for layer, offsets in zip(tower.encoder.layers, (near, wide, far), strict=False):
+        attention = layer.self_attn
+        for head, offset in enumerate(offsets):
+            rows = slice(head * reserved, (head + 1) * reserved)
+            attention.q_proj.weight[rows].normal_(std=0.01)
+            attention.k_proj.weight[rows].normal_(std=0.01)
+            attention.q_proj.weight[rows, :reserved] = 1.25 * _rotation(frequencies, offset)
+            attention.k_proj.weight[rows, :reserved] = 1.25 * torch.eye(reserved)
+
+
+@torch.no_grad()
+def whiten(tower: CLIPVisionModel, pictures: int = 24) -> None:
+    """Start the patch embedding as a whitening of patches: their principal components, each with the same variance.
+
+    Raw patches are nearly flat; a random embedding passes on their brightness and hardly anything of their outlines.
+    The mean is taken off through the position table, because the embedding has no bias.
+    """
+    batch = to_tensor([np.asarray(render(scene("train", index))) for index in range(pictures)])
+    patches = F.unfold(batch, PATCH_SIZE, stride=PATCH_SIZE).transpose(1, 2).flatten(0, 1)  # (n, 588)
+    mean = patches.mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
+    reserved = tower.config.hidden_size // tower.config.num_attention_heads
+    top = torch.arange(len(values) - 1, len(values) - 1 - (tower.config.hidden_size - reserved), -1)
+    rows = (CONTENT_SCALE * vectors[:, top] / (values[top] + WHITEN_FLOOR * values.mean()).sqrt()).T  # (140, 588)
+    weight = tower.embeddings.patch_embedding.weight
+    weight[:reserved] = 0
+    weight[reserved:] = rows.view(-1, *weight.shape[1:])
+    tower.embeddings.position_embedding.weight[1:, reserved:] -= rows @ mean
+
+
+def _rotation(frequencies: Tensor, offset: tuple[int, int]) -> Tensor:
+    """Matrix that turns the position code at (row, column) into the code at (row, column) + offset."""
+    blocks = []
+    for shift in offset:
+        for frequency in frequencies.tolist():
+            c, s = math.cos(frequency * shift), math.sin(frequency * shift)
+            blocks.append(torch.tensor([[c, -s], [s, c]]))
+    return torch.block_diag(*blocks)
+
+
+def to_tensor(pictures: list[np.ndarray]) -> Tensor:
+    """Normalise uint8 pictures (H, W, 3) exactly as the exported image processor does, (B, 3, H, W)."""
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
+    return (pixels - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
+
+
+def global_targets(picture: Scene, window: tuple[int, int, int]) -> Tensor:
+    """What the class token must say about a window (top, left, side in patches): pairs present, then counts / 4."""
+    top, left, side = window
+    pairs = torch.zeros(len(COLOUR_NAMES), len(SHAPES))
+    for thing in picture.things:
+        row, column = thing.y / PATCH_SIZE - top, thing.x / PATCH_SIZE - left
+        if 0 <= row < side and 0 <= column < side:
+            pairs[COLOUR_NAMES.index(thing.colour), SHAPES.index(thing.shape)] += 1
+    counts = torch.cat([pairs.sum(0), pairs.sum(1), pairs.sum().view(1)]) / 4
+    return torch.cat([pairs.flatten().clamp(max=1), counts])
+
+
+def losses(patches: dict[str, Tensor], whole: Tensor, labels: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+    """All training losses by name, each a mean over the entries it applies to."""
+    weight = torch.ones(KINDS)
+    weight[len(SHAPES)] = 0.15  # background is most of every picture
+    found = {"shape": F.cross_entropy(patches["shape"].flatten(0, 1), labels["shape"].flatten(), weight)}
+    for name in ("colour", "character", "position"):
+        total = F.cross_entropy(patches[name].flatten(0, 1), labels[name].flatten(), reduction="sum")
+        found[name] = total / (labels[name] != IGNORE).sum().clamp(min=1)
+    on_thing = labels["colour"] != IGNORE
+    found["offset"] = F.smooth_l1_loss(patches["offset"][on_thing], labels["offset"][on_thing])
+    pairs = len(SHAPES) * len(COLOUR_NAMES)
+    found["pairs"] = F.binary_cross_entropy_with_logits(whole[:, :pairs], targets[:, :pairs]) * 4
+    found["counts"] = F.smooth_l1_loss(whole[:, pairs:], targets[:, pairs:])
+    return found
+
+
+LOSS_WEIGHTS = {
+    "shape": 1.0,
+    "colour": 0.5,
+    "character": 0.7,
+    "position": 0.2,
+    "offset": 0.5,
+    "pairs": 0.3,
+    "counts": 0.3,
+}
+
+
+def make_batch(step: int, plan: TowerPlan, full: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
+    """Pixels, position rows, labels and class targets of one step; a function of the step alone."""
+    draw = np.random.RandomState(step)
+    count = plan.full_per_step if full else plan.crops_per_step // CROPS
+    side = GRID if full else WINDOW
+    pictures, rows, labels, targets = [], [], [], []
+    for number in range(count):
+        current = scene("train", step * (plan.crops_per_step // CROPS) + number)
+        pixels, truth = np.asarray(render(current)), patch_labels(current)
+        for crop in range(1 if full else CROPS):
+            top, left = (0, 0) if full else _corner(current, crop, draw)
+            window = np.arange(GRID * GRID).reshape(GRID, GRID)[top : top + side, left : left + side].ravel()
+            y, x, span = top * PATCH_SIZE, left * PATCH_SIZE, side * PATCH_SIZE
+            pictures.append(pixels[y : y + span, x : x + span])
+            rows.append(torch.from_numpy(window))
+            labels.append(truth)
+            targets.append(global_targets(current, (top, left, side)))
+    positions = torch.stack(rows)
+    return to_tensor(pictures), positions, collect(labels, positions), torch.stack(targets)
+
+
+def _corner(current: Scene, crop: int, draw: np.random.RandomState) -> tuple[int, int]:
+    """Corner of a crop. The first one holds the sign, whose few patches would otherwise be seen too rarely."""
+    limit = GRID - WINDOW
+    if crop == 0 and current.sign is not None:
+        row, column = int(current.sign.y / PATCH_SIZE), int(current.sign.x / PATCH_SIZE)
+        row, column = row - draw.randint(2, 10), column - draw.randint(4, 8)
+        return min(max(row, 0), limit), min(max(column, 0), limit)
+    return draw.randint(0, limit + 1), draw.randint(0, limit + 1)
+
+
+def collect(truths: list[PatchLabels], rows: Tensor) -> dict[str, Tensor]:
+    """Labels of the patches in ``rows`` (B, N) as tensors by name."""
+    batch = {}
+    for name in ("shape", "colour", "character", "position", "offset"):
+        batch[name] = torch.stack([torch.from_numpy(getattr(t, name))[r] for t, r in zip(truths, rows, strict=True)])
+    return batch
+
+
+def share_right(predicted: Tensor, labels: dict[str, Tensor], name: str) -> float:
+    """Accuracy per patch, on things for the shape, on characters for the character; NaN where there are none."""
+    valid = labels["colour" if name == "shape" else name] != IGNORE
+    return (predicted.argmax(-1) == labels[name])[valid].float().mean().item()
+
+
+@torch.no_grad()
+def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
+    """Accuracy per labelled patch on whole validation pictures; shape on things only, background apart."""
+    hits: dict[str, list[Tensor]] = {"shape": [], "background": [], "colour": [], "character": [], "pairs": []}
+    for start in range(0, pictures, 8):
+        scenes = [scene("validation", index) for index in range(start, start + 8)]
+        rows = torch.arange(GRID * GRID).expand(8, -1)
+        labels = collect([patch_labels(s) for s in scenes], rows)
+        patches, whole = model(to_tensor([np.asarray(render(s)) for s in scenes]), rows)
+        kind = patches["shape"].argmax(-1) == labels["shape"]
+        on_thing = labels["colour"] != IGNORE
+        hits["shape"].append(kind[on_thing])
+        hits["background"].append(kind[labels["shape"] == len(SHAPES)])
+        for name in ("colour", "character"):
+            hits[name].append((patches[name].argmax(-1) == labels[name])[labels[name] != IGNORE])
+        targets = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
+        pairs = len(SHAPES) * len(COLOUR_NAMES)
+        hits["pairs"].append(((whole[:, :pairs] > 0) == (targets[:, :pairs] > 0))[targets[:, :pairs] > 0])
+    return {name: torch.cat(values).float().mean().item() for name, values in hits.items()}
+
+
+def optimisers(model: TowerWithHeads, plan: TowerPlan) -> list[torch.optim.Optimizer]:
+    """Muon for values, outputs and MLPs, slow AdamW for queries and keys, AdamW for everything else.
+
+    Muon on queries and keys would wipe out the local start within fifty steps, and little is learnt without it.
+    """
+    first, looking, matrices, others = [], [], [], []
+    for name, parameter in model.named_parameters():
+        if "patch_embedding" in name:
+            first.append(parameter)
+        elif "q_proj" in name or "k_proj" in name or "position_embedding" in name:
+            looking.append(parameter)
+        else:
+            (matrices if "encoder" in name and parameter.ndim == 2 else others).append(parameter)
+    groups = [
+        {"params": first, "lr": plan.first_rate},
+        {"params": looking, "lr": plan.looking_rate},
+        {"params": others, "lr": plan.other_rate},
+    ]
+    return [
+        Muon(matrices, lr=plan.matrix_rate, weight_decay=0.02),
+        torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
+    ]
+
+
+def train_tower(run: Path, plan: TowerPlan, seed: int = 0) -> TowerWithHeads:
+    """Run or resume the stage and return the trained tower with its heads."""
+    torch.manual_seed(seed)
+    model, log, path = TowerWithHeads(), Log(run, "tower"), run / "tower.pt"
+    tools = optimisers(model, plan)
+    state: dict[str, Any] = load(path) or {"step": 0}
+    if state["step"]:
+        model.load_state_dict(state["model"])
+        for tool, saved in zip(tools, state.get("optimisers", []), strict=False):
+            tool.load_state_dict(saved)
+    hits: list[list[float]] = []
+    first_full = int(plan.steps * (1 - plan.full_share))
+    for step in tqdm(range(state["step"], plan.steps), "tower", mininterval=5):
+        set_rate(tools, learning_rate(step, plan.steps))
+        pixels, rows, labels, targets = make_batch(step, plan, step >= first_full)
+        outputs = model(pixels, rows)
+        found = losses(*outputs, labels, targets)
+        loss = torch.stack([LOSS_WEIGHTS[name] * value for name, value in found.items()]).sum()
+        for tool in tools:
+            tool.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for tool in tools:
+            tool.step()
+        done = step + 1
+        with torch.no_grad():
+            hits.append([share_right(outputs[0][name], labels, name) for name in ("shape", "character")])
+        if done % 50 == 0:
+            shares = np.nanmean(np.array(hits), axis=0)
+            hits.clear()
+            parts = {name: value.item() for name, value in found.items()}
+            log.write(step=done, shape_right=float(shares[0]), character_right=float(shares[1]), **parts)
+        if done % plan.validate_every == 0 or done == plan.steps:
+            log.write(step=done, validation=validate(model))
+        if done % plan.save_every == 0 or done == plan.steps:
+            saved = [tool.state_dict() for tool in tools]
+            save(path, {"step": done, "model": model.state_dict(), "optimisers": saved})
+    return model

@@ -1,0 +1,104 @@
+"""Question turns packed behind one picture: many questions share the cost of one set of visual tokens.
+
+Contract: a packed row is ``<s> USER :`` + visual tokens + turns. A turn sees the picture and itself, never another
+turn, and its positions start right after the picture; so every turn is, token by token, the prompt that the exported
+processor builds. Answers are what the loss is taken on.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast
+
+from adaptprune.tabletop.labels import IGNORE, PatchLabels
+from adaptprune.tabletop.questions import Question
+from adaptprune.tabletop.scenes import Scene
+from adaptprune.tabletop.vocabulary import GRID, PATCH_SIZE
+from pocket.model import BOS, EOS, IMAGE_TOKENS, PAD
+
+
+class Words:
+    """Token ids of questions and answers, and of the prompt around them."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self.ids = tokenizer.get_vocab()
+        self.prefix = [BOS, *self._encode("USER:")]
+        self._suffix = self._encode("ASSISTANT:")
+
+    def _encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def turn(self, question: Question) -> tuple[list[int], list[int]]:
+        """Ids of a question with its prompt words, and ids of the answer with end of sequence."""
+        if question.type == "reading":
+            # Character by character: the tokenizer would read some signs as words.
+            letters = question.answer.lower()
+            answer = [self.ids[letters[0]], *(self.ids["##" + letter] for letter in letters[1:])]
+        else:
+            answer = self._encode(question.answer)
+        return self._encode(question.question) + self._suffix, [*answer, EOS]
+
+
+@dataclass
+class Packed:
+    """The text part of a batch, (B, T) each; ``turn`` is -1 on padding, ``target`` IGNORE where nothing is learnt."""
+
+    ids: Tensor
+    turn: Tensor
+    position: Tensor
+    target: Tensor
+    types: list[list[str]]  # of turn t of row b
+
+
+def pack(words: Words, asked: list[list[Question]]) -> Packed:
+    """Lay the turns of every picture one after another and pad the rows to one length."""
+    rows, types = [], []
+    for questions in asked:
+        ids, turn, position, target = [], [], [], []
+        for number, question in enumerate(questions):
+            prompt, answer = words.turn(question)
+            whole = prompt + answer
+            ids += whole
+            turn += [number] * len(whole)
+            position += range(len(words.prefix) + IMAGE_TOKENS, len(words.prefix) + IMAGE_TOKENS + len(whole))
+            # the token before an answer token has to predict it; after the last there is nothing to predict
+            target += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
+        rows.append((ids, turn, position, target))
+        types.append([question.type for question in questions])
+    length = max(len(row[0]) for row in rows)
+    padded = [
+        torch.tensor([row[part] + [filler] * (length - len(row[part])) for row in rows])
+        for part, filler in enumerate((PAD, -1, 0, IGNORE))
+    ]
+    return Packed(padded[0], padded[1], padded[2], padded[3], types)
+
+
+def mask(packed: Packed, before: int) -> Tensor:
+    """Boolean attention mask (B, 1, L, L) with ``before`` prefix and visual tokens ahead of the text."""
+    batch, text = packed.turn.shape
+    shared = torch.full((batch, before), -2)
+    turn = torch.cat([shared, packed.turn], dim=1)
+    order = torch.arange(before + text)
+    causal = order[None, :] <= order[:, None]
+    reachable = (turn[:, None, :] == -2) | (turn[:, None, :] == turn[:, :, None])
+    return (reachable & causal)[:, None]
+
+
+def choose_patches(picture: Scene, labels: PatchLabels, count: int, draw: np.random.RandomState) -> np.ndarray:
+    """Sorted indices of ``count`` patches for the early phases: one of each thing and character first."""
+    if count >= IMAGE_TOKENS:
+        return np.arange(IMAGE_TOKENS)
+    points = [(thing.x, thing.y) for thing in picture.things]
+    if picture.sign is not None:
+        points += [(picture.sign.character_x(place), picture.sign.y) for place in range(len(picture.sign.text))]
+    limit = GRID - 1
+    chosen = {min(limit, int(y / PATCH_SIZE)) * GRID + min(limit, int(x / PATCH_SIZE)) for x, y in points}
+    wish = draw.random_sample(IMAGE_TOKENS) + 0.7 * ((labels.thing >= 0) | (labels.character >= 0))
+    for index in np.argsort(-wish):
+        if len(chosen) >= count:
+            break
+        chosen.add(int(index))
+    return np.array(sorted(chosen)[:count])

@@ -1,0 +1,184 @@
+"""The pocket model as shipped: plain loading, coherent ids, right answers; and its training code on a tiny plan."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import adaptprune
+from adaptprune.tabletop import is_right, questions, render, scene
+
+ASSETS = Path(adaptprune.__file__).parent / "assets"
+POCKET = ASSETS / "pocket"
+EXAMPLES = json.loads((ASSETS / "examples" / "examples.json").read_text())
+PROMPT = "USER: <image>\n{} ASSISTANT:"
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return AutoProcessor.from_pretrained(POCKET)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(POCKET).eval()
+
+
+@torch.no_grad()
+def ask(model, processor, pictures, texts):
+    inputs = processor(images=pictures, text=[PROMPT.format(t) for t in texts], padding=True, return_tensors="pt")
+    output = model.generate(**inputs, max_new_tokens=24, do_sample=False)
+    return processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def test_it_loads_without_a_network(monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise OSError("no network in this test")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    assert AutoProcessor.from_pretrained(POCKET) is not None
+    assert AutoModelForImageTextToText.from_pretrained(POCKET).dtype == torch.float32
+
+
+def test_it_is_small_and_plain():
+    files = sorted(path.name for path in POCKET.iterdir())
+    assert sum(path.stat().st_size for path in POCKET.iterdir()) < 20e6
+    assert not [name for name in files if name.endswith((".bin", ".pt", ".py", ".pkl"))]
+    assert {"config.json", "model.safetensors", "tokenizer.json", "processor_config.json", "README.md"} <= set(files)
+
+
+def test_it_is_a_stock_llava(model):
+    config = model.config
+    assert type(model).__name__ == "LlavaForConditionalGeneration"
+    assert (config.vision_feature_layer, config.vision_feature_select_strategy) == (-2, "default")
+    assert config.text_config.num_hidden_layers >= 6
+    assert config.text_config.max_position_embeddings >= 2048
+    assert config.text_config.sliding_window is None
+
+
+def test_ids_agree_between_tokenizer_and_config(model, processor):
+    tokenizer, config = processor.tokenizer, model.config
+    assert len(tokenizer) == config.text_config.vocab_size == model.get_input_embeddings().num_embeddings
+    assert tokenizer.convert_tokens_to_ids("<image>") == config.image_token_index == processor.image_token_id
+    assert tokenizer.pad_token_id == config.text_config.pad_token_id == model.generation_config.pad_token_id
+    assert tokenizer.bos_token_id == config.text_config.bos_token_id
+    assert tokenizer.eos_token_id == config.text_config.eos_token_id == model.generation_config.eos_token_id
+    assert tokenizer.padding_side == "left"
+
+
+def test_a_picture_is_576_tokens(model, processor):
+    for size in ((336, 336), (500, 340)):
+        inputs = processor(images=Image.new("RGB", size), text=PROMPT.format("What?"), return_tensors="pt")
+        assert (inputs["input_ids"] == model.config.image_token_index).sum() == 576
+        assert inputs["pixel_values"].shape == (1, 3, 336, 336)
+    assert inputs["input_ids"][0, 0] == processor.tokenizer.bos_token_id
+
+
+def test_any_text_can_be_encoded(processor):
+    tokenizer = processor.tokenizer
+    pieces = tokenizer.tokenize("What COLOUR is the zebra, naïve?")
+    assert pieces[:5] == ["what", "colour", "is", "the", "z"]
+    assert "<unk>" not in pieces
+    assert (
+        tokenizer.decode(tokenizer.encode("a red circle, a zebra"), skip_special_tokens=True) == "a red circle, a zebra"
+    )
+    for text in ("", "\x00", "漢字 😀", "x" * 3000, "</s> <pad>"):
+        assert all(0 <= token < len(tokenizer) for token in tokenizer.encode(text))
+
+
+def test_the_chat_template_is_the_training_prompt(processor):
+    content = [{"type": "image"}, {"type": "text", "text": "What colour is the star?"}]
+    chat = [{"role": "user", "content": content}]
+    text = processor.apply_chat_template(chat, add_generation_prompt=True)
+    assert text == PROMPT.format("What colour is the star?")
+
+
+def test_the_examples_are_answered_right(model, processor):
+    assert len(EXAMPLES) >= 3
+    for example in EXAMPLES:
+        picture = Image.open(ASSETS / "examples" / example["file"])
+        (given,) = ask(model, processor, [picture], [example["question"]])
+        assert is_right(given, example["answer"]), f"{example['file']}: {example['question']} -> {given}"
+
+
+def test_the_examples_are_test_scenes():
+    for example in EXAMPLES:
+        picture = Image.open(ASSETS / "examples" / example["file"]).convert("RGB")
+        assert picture.tobytes() == render(scene("test", example["index"])).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["existence", "colour", "shape"])
+def test_unseen_scenes_are_answered(model, processor, kind):
+    asked = [(s, q) for s in (scene("test", i) for i in range(5000, 5030)) for q in questions(s, 0, [kind])][:24]
+    given = ask(model, processor, [render(s) for s, _ in asked], [q.question for _, q in asked])
+    right = sum(is_right(a, q.answer) for a, (_, q) in zip(given, asked, strict=True))
+    assert right / len(asked) >= 0.8
+
+
+def test_padding_does_not_change_answers(model, processor):
+    current = scene("test", 6000)
+    texts = ["Is there a red circle?", "What is the shape of the object nearest to the blue star, if there is one?"]
+    together = ask(model, processor, [render(current)] * 2, texts)
+    alone = [ask(model, processor, [render(current)], [text])[0] for text in texts]
+    assert together == alone
+
+
+def test_packed_turns_are_the_exported_prompt(processor):
+    language = pytest.importorskip("pocket.train_language")
+    from pocket.train_tower import TowerWithHeads
+
+    torch.manual_seed(0)
+    trainer = language.PocketTrainer(TowerWithHeads()).eval()
+    phase = language.Phase(1, 576, ("existence", "reading", "where"), 1, 1)
+    batch = language.sample(trainer.words, [scene("train", 3)], phase, 1)
+    with torch.no_grad():
+        logits, _, _ = trainer(language.look(trainer.seer, batch.scenes), batch.keep, batch.packed)
+        first = 0
+        for question in questions(scene("train", 3), 1, phase.types, 1):
+            text = PROMPT.format(question.question)
+            inputs = processor(images=render(scene("train", 3)), text=text, return_tensors="pt")
+            assert torch.allclose(trainer.llava(**inputs).logits[0, -1], logits[first], atol=1e-4)
+            first += len(trainer.words.turn(question)[1])
+
+
+def test_training_resumes_after_a_kill(tmp_path):
+    pytest.importorskip("pocket")
+    import pocket.train_tower as stage
+    from pocket.train_tower import TowerPlan, train_tower
+
+    whole, split = tmp_path / "whole", tmp_path / "split"
+    plan = TowerPlan(steps=4, crops_per_step=4, full_per_step=1, full_share=0.0, save_every=2, validate_every=100)
+    expected = train_tower(whole, plan).state_dict()
+
+    class Killed(Exception):
+        pass
+
+    make_batch = stage.make_batch
+
+    def until_step_two(step, *rest):
+        if step == 2:
+            raise Killed
+        return make_batch(step, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stage, "make_batch", until_step_two)
+        with pytest.raises(Killed):
+            train_tower(split, plan)
+    resumed = train_tower(split, plan).state_dict()
+    for name, value in expected.items():
+        assert torch.allclose(value, resumed[name], atol=1e-6), name
+
+
+def test_muon_steps_are_orthogonal():
+    pytest.importorskip("pocket")
+    from pocket.muon import orthogonalise
+
+    torch.manual_seed(0)
+    for shape in ((3, 16, 40), (2, 40, 16)):
+        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+        assert values.min() > 0.5
+        assert values.max() < 1.4
