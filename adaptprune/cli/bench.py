@@ -15,7 +15,7 @@ def command(
         ["adaptprune", "adaptprune:keys=previous", "fastv", "random"], help="Methods or specs."
     ),
     keep_ratio: list[float] = typer.Option([0.1, 0.25, 0.5], help="Fractions of visual tokens kept."),
-    rounds: int = typer.Option(5, help="Counted rounds."),
+    rounds: int = typer.Option(3, help="Counted rounds."),
     threads: int = typer.Option(None, help="CPU threads. Default: what torch takes."),
     device: str = typer.Option("cpu", help="cpu, cuda, mps."),
     dtype: str = typer.Option("float32", help="float32, float16 or bfloat16."),

@@ -21,7 +21,7 @@ def command(
     keep_ratio: list[float] = typer.Option([0.5, 0.25, 0.1, 0.05, 0.02], help="Fractions of visual tokens kept."),
     model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model."),
     split: str = typer.Option("test", help="Split of the task."),
-    pictures: int = typer.Option(40, help="How many pictures, eight questions each (the whole test split has 2000)."),
+    pictures: int = typer.Option(60, help="How many pictures, up to eight questions each (the test split has 2000)."),
     kind: list[str] = typer.Option([], help="Question types. Default: all about one picture."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     out: Path = typer.Option(None, help="Folder for answers and reports; run again with the same one to continue."),

@@ -88,7 +88,7 @@ def plot(summary: Summary, path: Path, title: str) -> None:
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axis.minorticks_off()
         axis.set_title(f"{group.replace('_', ' ')} (n={summary.rows[0].cells[group].questions})", fontsize=9)
-        axis.tick_params(labelsize=7)
+        axis.tick_params(labelsize=7, labelbottom=True)
         axis.grid(alpha=0.25)
     for axis in list(axes.flat)[len(groups) :]:
         axis.axis("off")
