@@ -11,7 +11,9 @@ import pytest
 from PIL import Image
 
 from adaptprune import AdaptPruneError
+from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval import api
+from adaptprune.eval.page import write_page
 from adaptprune.eval.report import markdown, plot, table_csv
 from adaptprune.eval.runner import UNPRUNED, Column, Runner, columns
 from adaptprune.eval.stats import Bootstrap, estimate
@@ -76,8 +78,6 @@ def test_a_run_answers_every_item_in_order(loaded, tmp_path):
 
 def test_answers_are_those_of_the_engine(loaded, tmp_path):
     """Encoding pictures once for several questions and columns changes nothing."""
-    from adaptprune.engines.transformers import TransformersEngine
-
     answers = run(loaded, tmp_path, columns(["fastv"], [0.25]), batch_size=4)
     engine = TransformersEngine(*loaded)
     for item, plain, pruned in zip(Toy().items(), answers["unpruned"], answers["fastv@0.25"], strict=True):
@@ -202,6 +202,19 @@ def test_the_curves_are_drawn(tmp_path):
     assert image.width > 1000
     colours = {colour for _, colour in image.getcolors(1 << 24)}
     assert {(31, 119, 180), (255, 127, 14)} <= colours  # both methods' lines are there
+
+
+def test_the_page_shows_two_rules_side_by_side(loaded, tmp_path):
+    wanted = columns(["adaptprune", "adaptprune:keys=previous", "fastv", "downsample"], [0.5, 0.25, 0.1])
+    chosen = api._for_page(wanted)
+    assert [column.name for column in chosen] == ["adaptprune@0.1", "fastv@0.1"]
+    write_page(TransformersEngine(*loaded), Toy(), chosen, tmp_path / "page.html", count=5)
+    page = (tmp_path / "page.html").read_text()
+    assert page.count("<section>") == 5
+    assert page.count("data:image/webp;base64,") == 15
+    assert page.count("fastv, 3 of 36 tokens") == 10  # as a caption and as the picture's text
+    assert "src='http" not in page
+    assert "<link" not in page
 
 
 def test_captions_are_scored_by_the_objects_they_mention():

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import typer
 from rich.table import Table
 
 from adaptprune.cli.app import print_json, stderr, stdout
-from adaptprune.errors import AdaptPruneError
 
 
 def command(
@@ -26,26 +27,30 @@ def command(
 
     from adaptprune.bench import compare, describe
     from adaptprune.checks import whole
-    from adaptprune.models.loading import DTYPES, pick_device
-    from adaptprune.registry import did_you_mean
+    from adaptprune.models.loading import pick_device, pick_dtype
 
     whole("rounds", rounds, 1, 1000)
-    if dtype not in DTYPES:
-        raise AdaptPruneError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, DTYPES)}")
+    kind, place = pick_dtype(dtype), pick_device(device)
     if threads is not None:
         whole("threads", threads, 1, 1024)
         torch.set_num_threads(threads)
-    place = pick_device(device)
     results = {}
     with stderr.status("starting") as status:
         for size in decoder:
             results[size] = compare(
-                size, method, keep_ratio, rounds=rounds, dtype=DTYPES[dtype], device=place, progress=status.update
+                size, method, keep_ratio, rounds=rounds, dtype=kind, device=place, progress=status.update
             )
-    conditions = describe(DTYPES[dtype], str(place))
+    conditions = describe(kind, str(place))
     if as_json:
         print_json({"conditions": conditions, "decoders": results})
-        return
+    else:
+        _show(results, conditions)
+
+
+command.__name__ = "bench"
+
+
+def _show(results: dict[str, list[dict[str, Any]]], conditions: str) -> None:
     for size, rows in results.items():
         table = Table(
             "method", "keep", "prefill ms", "speed-up", "bound", "of bound", "selection", "KV MiB", title=size
@@ -63,6 +68,3 @@ def command(
             )
         stdout.print(table)
     stdout.print(f"[dim]{conditions}[/]")
-
-
-command.__name__ = "bench"

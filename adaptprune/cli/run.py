@@ -60,7 +60,7 @@ def command(
     more = times.new_tokens - 1
     report = f"{pruner.name} before layer {pruner.layer}: {answer.report}" if pruner else "unpruned"
     stdout.print(
-        f"[dim]{report}; first token {times.first_token_ms:.0f} ms, then {more} token{'s'[: more != 1]} at "
+        f"[dim]{report}; first token {times.first_token_ms:.0f} ms, then {more} token{'' if more == 1 else 's'} at "
         f"{times.decode_tokens_per_second:.0f} per second[/]"
     )
 

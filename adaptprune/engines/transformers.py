@@ -133,23 +133,15 @@ class TransformersEngine:
         AdaptPruneError
             The prompt and answer do not fit the model's context, or the pruner cannot work on this model.
         """
-        whole("max_new_tokens", max_new_tokens, 1, 2**31)
-        if not (temperature == 0 or 0.01 <= temperature <= 100):
-            raise AdaptPruneError(f"temperature={temperature} is not allowed: use 0 (greedy), or 0.01 to 100.")
-        if seed is not None:
-            whole("seed", seed, 0, 2**63 - 1)
+        sampling = _sampling(max_new_tokens, temperature, seed)
         inputs = self.inputs(images, prompt)
         self._check_context(inputs["input_ids"], max_new_tokens)
         if seed is not None:
             torch.manual_seed(seed)
-        # one beam, whatever the checkpoint says: the answer is streamed
-        sampling: dict[str, Any] = {"do_sample": temperature > 0, "num_beams": 1}
-        if temperature > 0:
-            sampling["temperature"] = temperature
         stream = _Stream(self.processor.tokenizer, on_text)
         with prune(self.model, pruner) if pruner is not None else nullcontext() as report:
             start = time.perf_counter()
-            output = self.model.generate(**inputs, max_new_tokens=max_new_tokens, streamer=stream, **sampling)
+            output = self.model.generate(**inputs, streamer=stream, **sampling)
             end = time.perf_counter()
         prompt_tokens = inputs["input_ids"].shape[1]
         new = output[0, prompt_tokens:]
@@ -164,3 +156,17 @@ class TransformersEngine:
                 f"the prompt has {ids.shape[1]} tokens (images included) and max_new_tokens={max_new_tokens}: together "
                 f"more than the model's context of {limit}. Shorten the prompt, or use fewer images or new tokens."
             )
+
+
+def _sampling(max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
+    """Options of generate(), checked."""
+    whole("max_new_tokens", max_new_tokens, 1, 2**31)
+    if seed is not None:
+        whole("seed", seed, 0, 2**63 - 1)
+    # one beam, whatever the checkpoint says: the answer is streamed
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "num_beams": 1, "do_sample": False}
+    if temperature == 0:
+        return options
+    if not 0.01 <= temperature <= 100:
+        raise AdaptPruneError(f"temperature={temperature} is not allowed: use 0 (greedy), or 0.01 to 100.")
+    return {**options, "do_sample": True, "temperature": temperature}

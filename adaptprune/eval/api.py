@@ -88,12 +88,16 @@ def evaluate(
 
 
 def _for_page(wanted: Sequence[Column]) -> list[Column]:
-    """The first two methods that select tokens, at the ratio closest to 10 %."""
+    """The first two methods that select tokens (not two variants of one), at the ratio closest to 10 %."""
     selecting = [column for column in wanted if column.pruner() is not None]
     if not selecting:
         return []
     ratio = min((column.keep_ratio for column in selecting), key=lambda r: abs(r - 0.1))
-    return [column for column in selecting if column.keep_ratio == ratio][:2]
+    first: dict[str, Column] = {}
+    for column in selecting:
+        if column.keep_ratio == ratio:
+            first.setdefault(column.method.partition(":")[0], column)
+    return list(first.values())[:2]
 
 
 def _check_folder(folder: Path, record: dict[str, Any]) -> None:

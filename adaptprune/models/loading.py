@@ -57,28 +57,27 @@ def load(
     AdaptPruneError
         Nothing there, not a supported vision-language model, an unknown device or dtype.
     """
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
-
     source = str(pocket_path()) if name_or_path in (None, POCKET) else str(name_or_path)
     place = pick_device(device)
     if dtype is None:
         dtype = torch.float32 if place.type == "cpu" else "auto"
     elif isinstance(dtype, str):
-        if dtype not in DTYPES:
-            raise AdaptPruneError(f"unknown dtype {dtype!r}.{did_you_mean(dtype, DTYPES)}")
-        dtype = DTYPES[dtype]
+        dtype = pick_dtype(dtype)
+    model, processor = _read(source, dtype=dtype, attn_implementation=attn_implementation, **options)
+    processor.tokenizer.padding_side = "left"  # batches are continued at their right end
+    return model.to(place).eval(), processor
+
+
+def _read(source: str, **options: Any) -> tuple[Any, Any]:
+    from safetensors import SafetensorError
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
     try:
         where = {key: options[key] for key in HUB_OPTIONS if key in options}
         config = AutoConfig.from_pretrained(source, **where)
         family_of(config)
         model, found = AutoModelForImageTextToText.from_pretrained(
-            source,
-            config=config,
-            dtype=dtype,
-            attn_implementation=attn_implementation,
-            output_loading_info=True,
-            **options,
+            source, config=config, output_loading_info=True, **options
         )
         processor = AutoProcessor.from_pretrained(source, **where)
     except AdaptPruneError as error:
@@ -91,9 +90,7 @@ def load(
             f"cannot use {source!r}: it lacks {len(missing)} weights ({missing[0]}, ...), which would be random. "
             "Use a complete checkpoint."
         )
-    if processor.tokenizer.padding_side != "left":
-        processor.tokenizer.padding_side = "left"  # batches are continued at their right end
-    return model.to(place).eval(), processor
+    return model, processor
 
 
 def _why_not(source: str, error: Exception) -> str:
@@ -119,3 +116,10 @@ def pick_device(device: str | None) -> torch.device:
     if wanted not in present:
         raise AdaptPruneError(f"there is no device {device!r} here. Present: {', '.join(present)}.")
     return torch.device(wanted)
+
+
+def pick_dtype(name: str) -> torch.dtype:
+    """The dtype of that name."""
+    if name not in DTYPES:
+        raise AdaptPruneError(f"unknown dtype {name!r}.{did_you_mean(name, DTYPES)}")
+    return DTYPES[name]
