@@ -55,8 +55,10 @@ def decode_image(data: bytes, name: str) -> Image.Image:
     if not data:
         raise AdaptPruneError(f"{name!r} is empty: it has no bytes.")
     try:
-        with warnings.catch_warnings(), Image.open(io.BytesIO(data)) as picture:
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
+            opened = Image.open(io.BytesIO(data))
+        with opened as picture:
             width, height = picture.size  # from the header: nothing is decoded yet
             if width * height > MAX_PIXELS:
                 raise AdaptPruneError(

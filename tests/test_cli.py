@@ -211,5 +211,22 @@ def test_version_help_and_unknown_command(call):
     assert call("rum")[0] == 2
 
 
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["rum"], "No such command 'rum'"),
+        (["run", "--prompt", "a", "--frobnicate"], "No such option: --frobnicate"),
+        (["run", "--prompt", "a", "--keep-ratio", "x"], "Invalid value for '--keep-ratio'"),
+        (["run"], "Missing option '--prompt'"),
+        (["eval"], "Missing argument 'TASK"),
+    ],
+)
+def test_a_mistyped_command_line_is_one_line_too(call, arguments, text):
+    code, out, err = call(*arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert text.lower() in err.lower()
+    assert "--help" in err
+
+
 def test_the_command_line_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0

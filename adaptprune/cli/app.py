@@ -79,14 +79,26 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to stop
     add_commands()
     try:
-        app()
+        code = app(standalone_mode=False)
     except AdaptPruneError as error:
-        _say(error)
+        _say(str(error))
         sys.exit(2)
     except OSError as error:
-        _say(error)
+        _say(str(error))
         sys.exit(1)
+    except Exception as error:
+        # typer's own: a wrong option has a message, an interrupted program (Abort) has none. Where its classes live
+        # depends on its version. Anything else is a defect of ours and keeps its traceback.
+        if type(error).__name__ == "Abort":
+            sys.exit(130)
+        if not hasattr(error, "format_message"):
+            raise
+        if type(error).__name__ == "NoArgsIsHelpError":
+            sys.exit(2)  # the help was shown
+        _say(f"{error.format_message()} See adaptprune --help.")
+        sys.exit(2)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _say(error: Exception) -> None:
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+def _say(message: str) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
