@@ -230,3 +230,12 @@ def test_a_mistyped_command_line_is_one_line_too(call, arguments, text):
 
 def test_the_command_line_starts_without_torch():
     assert subprocess.run([sys.executable, "-c", LIGHT], check=False).returncode == 0
+
+
+def test_importing_the_package_costs_less_than_a_second_beyond_torch_and_transformers():
+    code = (
+        "import time, torch, transformers; start = time.perf_counter(); import adaptprune; adaptprune.Pruner; "
+        "adaptprune.make_pruner('adaptprune'); print(time.perf_counter() - start)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 1.0
