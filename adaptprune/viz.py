@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -40,12 +40,17 @@ def overlay(config: Any, processor: Any, inputs: Mapping[str, Tensor], sample: S
     for grid, pixels in enumerate(inputs["pixel_values"]):
         member = coords[:, 0] == grid
         panels.append(_panel(_picture(pixels, processor.image_processor), coords[member, 1:], kept[member]))
-    width = sum(panel.width for panel in panels) + GAP * (len(panels) - 1)
-    canvas = Image.new("RGB", (width, max(panel.height for panel in panels)), "white")
+    return side_by_side(panels)
+
+
+def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
+    """One picture of several, from left to right on white."""
+    width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
+    canvas = Image.new("RGB", (width, max(picture.height for picture in pictures)), "white")
     left = 0
-    for panel in panels:
-        canvas.paste(panel, (left, 0))
-        left += panel.width + GAP
+    for picture in pictures:
+        canvas.paste(picture, (left, 0))
+        left += picture.width + GAP
     return canvas
 
 

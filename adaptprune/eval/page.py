@@ -13,7 +13,7 @@ from PIL import Image
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval.runner import Column
 from adaptprune.eval.task import Item, Task
-from adaptprune.viz import overlay
+from adaptprune.viz import overlay, side_by_side
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -49,7 +49,7 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
     for number, item in enumerate(spread_out(task.items(), count), 1):
         images = item.images()
         plain = engine.answer(images, item.prompt, max_new_tokens=32)
-        figures = [_figure(_joined(images), "unpruned", plain.text, task.score(item, plain.text))]
+        figures = [_figure(side_by_side(images), "unpruned", plain.text, task.score(item, plain.text))]
         for column in columns:
             answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
             assert answer.report is not None
@@ -82,12 +82,3 @@ def _figure(picture: Image.Image, label: str, answer: str, score: float) -> str:
         f"<figure><img alt='{html.escape(label)}' src='data:image/webp;base64,{data}'>"
         f"<figcaption>{html.escape(label)}: <b class={verdict}>{said}</b> ({score:g})</figcaption></figure>"
     )
-
-
-def _joined(images: Sequence[Image.Image]) -> Image.Image:
-    canvas = Image.new("RGB", (sum(i.width for i in images), max(i.height for i in images)), "white")
-    left = 0
-    for image in images:
-        canvas.paste(image, (left, 0))
-        left += image.width
-    return canvas

@@ -157,19 +157,21 @@ class Runner:
         images = [image for item in batch for image in pictures[item.picture]]
         made = self.processor(images=images, text=text, padding=True, return_tensors="pt", **options)
         made = made.to(self.model.device, self.model.dtype)
-        names = list(pictures)
-        first = [next(i for i, item in enumerate(batch) if item.picture == name) for name in names]
-        counts = [len(pictures[item.picture]) for item in batch]
-        starts = [sum(counts[:i]) for i in range(len(batch))]
-        unique = torch.cat([made["pixel_values"][starts[i] : starts[i] + counts[i]] for i in first])
+        places: dict[str, list[int]] = {}  # of each picture's images among those of the whole batch
+        start = 0
+        for item in batch:
+            count = len(pictures[item.picture])
+            places.setdefault(item.picture, list(range(start, start + count)))
+            start += count
+        first = [place for indices in places.values() for place in indices]
         interpolate = {"interpolate_pos_encoding": True} if size is not None else {}
-        features = self.model.get_image_features(unique, **interpolate)
-        per_name = dict(zip(names, _split(features.pooler_output, [counts[i] for i in first]), strict=True))
-        features.pooler_output = [image for item in batch for image in per_name[item.picture]]
+        encoded = self.model.get_image_features(made["pixel_values"][first], **interpolate)
+        by_place = dict(zip(first, encoded.pooler_output, strict=True))
+        features = [by_place[place] for item in batch for place in places[item.picture]]
         return {
             "input_ids": made["input_ids"],
             "attention_mask": made["attention_mask"],
-            "mm_encoder_outputs": {"image": type(features)(pooler_output=features.pooler_output)},
+            "mm_encoder_outputs": {"image": type(encoded)(pooler_output=features)},
         }
 
     def _answers(
@@ -186,8 +188,3 @@ class Runner:
             {"id": item.id, "answer": answer.strip(), "score": task.score(item, answer), "kept": count}
             for item, answer, count in zip(batch, answers, kept, strict=True)
         ]
-
-
-def _split(values: Sequence[Any], counts: Sequence[int]) -> list[Sequence[Any]]:
-    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
-    return [values[end - count : end] for end, count in zip(ends, counts, strict=True)]
