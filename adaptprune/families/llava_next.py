@@ -23,7 +23,8 @@ class LlavaNext(Family):
         sizes = inputs.get("image_sizes")
         if sizes is None:
             raise AdaptPruneError("the images were encoded before the model was pruned: encode them while it is.")
-        return unpadded(base, sizes, [True] * len(sizes))
+        strategy = base.config.vision_feature_select_strategy
+        return unpadded(base, sizes, [True] * len(sizes), vision_feature_select_strategy=strategy)
 
 
 def unpadded(base: Any, image_sizes: Tensor, tiled: Sequence[bool], **options: Any) -> list[Tensor]:
