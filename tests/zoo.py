@@ -126,6 +126,8 @@ class Specimen:
 def _finish(model: Any) -> Any:
     model.generation_config.eos_token_id = None  # every test runs to its full length
     model.generation_config.pad_token_id = PAD
+    # a random model may say a placeholder, which a later turn would take for a picture
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO, VOCABULARY["<ctx>"]]
     return model.eval()
 
 

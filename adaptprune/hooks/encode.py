@@ -1,4 +1,4 @@
-"""Notes where the tokens of pictures and videos lie at the moment when a model encodes them.
+"""Notes what forwards no longer show: where the tokens of pictures and videos lie, and how long a prompt is.
 
 `generate()` encodes before its first forward and hands on the features alone, so the geometry (image sizes, grids) is
 read here and travels as an attribute of the features.
@@ -50,11 +50,41 @@ def _wrap(base: nn.Module, modality: str, name: str, family: Family, calls: Any)
             calls.encoded[modality] = cells
         return features
 
-    object.__setattr__(base, name, noting)
+    return _replace(base, name, noting)
+
+
+def note_prompts(model: nn.Module, calls: Any) -> list[Callable[[], None]]:
+    """Note how long the prompt is that `generate()` is given; returns the functions that end it.
+
+    Assisted decoding reads it together with a draft's first guesses, which are no part of the question.
+    """
+    generate = getattr(model, "generate", None)
+    if generate is None:
+        return []
+    signature = inspect.signature(generate)
+
+    @functools.wraps(generate)
+    def noting(*args: Any, **kwargs: Any) -> Any:
+        given = signature.bind_partial(*args, **kwargs).arguments
+        given = {**given, **given.get("kwargs", {})}
+        prompts = (given.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
+        outer = getattr(calls, "prompt", None)
+        calls.prompt = next((each.shape[1] for each in prompts if isinstance(each, Tensor)), None)
+        try:
+            return generate(*args, **kwargs)
+        finally:
+            calls.prompt = outer
+
+    return [_replace(model, "generate", noting)]
+
+
+def _replace(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function in front of a method, on this one object."""
+    object.__setattr__(module, name, function)
 
     def remove() -> None:
-        if base.__dict__.get(name) is noting:
-            object.__delattr__(base, name)
+        if module.__dict__.get(name) is function:
+            object.__delattr__(module, name)
 
     return remove
 

@@ -51,7 +51,7 @@ def prune(
         In a conversation over a kept cache, choose anew among all its visual tokens at every turn, so that a token
         dropped for the first question can serve the second. Costs one hidden state per token, and every turn runs the
         layers from K on over the kept conversation; the answer is that of the whole conversation in a new cache.
-        A forward with more than one token counts as a turn, so do not combine it with assisted decoding.
+        Outside of `generate()`, a forward with more than one token counts as a turn.
     evict_below : bool
         Once a prompt is read, drop the keys of pruned tokens from the layers before K as well. The prompt's own pass
         sees them; what is generated does not.
@@ -147,6 +147,7 @@ class PruneHandle:
 
         if self._model is not self._base:
             hook(self._model, self._before_model)
+            self._undo += encode.note_prompts(self._model, self._calls)
         hook(self._base, self._before_base, self._after_base)
         hook(self._decoder, self._before_decoder, self._after_decoder)
         first = 0 if self._evict_below and self._stages else min(self._stages, default=len(self._layers))
@@ -231,6 +232,7 @@ class PruneHandle:
             layouts=self._layouts(),
             token_mask=next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None),
             cache=cache,
+            prompt=getattr(self._calls, "prompt", None),
         )
         for view in call.state.views.values():
             if view.index.shape[0] != call.batch:
@@ -273,7 +275,7 @@ class PruneHandle:
             for index in range(len(self._layers)):
                 if call.view_at(index) is not None:
                     kv.shorten(call.cache, index, call.total)
-        if call.length > 1:
+        if call.reads_prompt:
             # at once: other threads never see half of it
             vars(self.report).update(vars(report_of(call, self.report, self._backend)))
 

@@ -146,7 +146,7 @@ class Selector:
 
     def _chooses_anew(self, call: Call) -> bool:
         history = call.state.history
-        return history is not None and call.past > 0 and call.length > 1
+        return history is not None and call.past > 0 and call.reads_prompt
 
     def remember(self, call: Call, hidden: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         """Before the first stage of a model that is to choose anew at every turn: keep what that needs.

@@ -120,6 +120,8 @@ class Call:
         Per layer, what its key projection put out.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
+    prompt : int or None
+        Positions of the prompt that `generate()` was given, if it runs: tokens behind it are guesses of a draft.
     anew : bool
         The whole conversation goes through the layers from the first stage on, so that old tokens are chosen anew.
     """
@@ -132,6 +134,7 @@ class Call:
     layouts: list[Layout] | None = None
     token_mask: Tensor | None = None
     cache: Any = None
+    prompt: int | None = None
     alive: list[Tensor] = field(default_factory=list)
     rows: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
@@ -174,12 +177,18 @@ class Call:
         held = visible(self.cache, layer, self.length if rows is None else rows.shape[1])
         return columns if held is None else columns[:, -held:]
 
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether this forward reads a prompt, and not what was generated after it."""
+        return self.length > 1 if self.prompt is None else self.past < self.prompt
+
     def last_row(self) -> Tensor:
-        """For each sample, which incoming token is its last one that is not padding, (B,)."""
-        last = torch.full((self.batch,), self.length - 1, device=self.device)
+        """For each sample, which incoming token is the prompt's last one that is not padding, (B,)."""
+        end = self.total if self.prompt is None or not self.reads_prompt else min(self.total, self.prompt)
+        last = torch.full((self.batch,), end - self.past - 1, device=self.device)
         if self.token_mask is None:
             return last
-        new = self.token_mask[:, -self.length :].to(self.device) > 0
+        new = self.token_mask[:, self.token_mask.shape[1] - self.length :][:, : end - self.past].to(self.device) > 0
         return last - new.flip(1).int().argmax(dim=1)
 
     def _after_padding(self) -> Tensor:
