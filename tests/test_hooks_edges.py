@@ -247,7 +247,8 @@ def test_kept_tokens_leave_a_sliding_window_by_their_positions(attention, layer)
 
     torch.manual_seed(0)
     text = MistralConfig(vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=LAYERS,
-                         num_attention_heads=4, num_key_value_heads=2, sliding_window=50, initializer_range=0.2)  # fmt: skip
+                         num_attention_heads=4, num_key_value_heads=2, sliding_window=50,
+                         initializer_range=0.2)  # fmt: skip
     config = LlavaConfig(vision_config=llava().config.vision_config, text_config=text, image_token_index=IMAGE)
     model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
     model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0

@@ -1,7 +1,8 @@
 """Notes what forwards no longer show: where the tokens of pictures and videos lie, and how long a prompt is.
 
 `generate()` encodes before its first forward and hands on the features alone, so the geometry (image sizes, grids) is
-read here and travels as an attribute of the features.
+read here. It travels as an attribute of the features, and with the call of `generate()` for where those are copied on
+their way (accelerate does so between devices).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def watch(base: nn.Module, family: Family, calls: Any) -> list[Callable[[], None
     Parameters
     ----------
     calls : threading.local
-        Its `encoded` is a dict by modality while a forward of `base` is under way.
+        Its `encoded` and `generating` are dicts by modality while a forward of `base` or `generate()` is under way.
     """
     return [_wrap(base, modality, name, family, calls) for modality, name in ENCODERS.items() if hasattr(base, name)]
 
@@ -46,8 +47,9 @@ def _wrap(base: nn.Module, modality: str, name: str, family: Family, calls: Any)
             calls.encoding = False
         cells = family.cells(base, modality, signature.bind_partial(*args, **kwargs).arguments, features)
         setattr(features, CELLS, cells)
-        if getattr(calls, "encoded", None) is not None:
-            calls.encoded[modality] = cells
+        for place in ("encoded", "generating"):
+            if getattr(calls, place, None) is not None:
+                getattr(calls, place)[modality] = cells
         return features
 
     return _replace(base, name, noting)
@@ -68,12 +70,12 @@ def note_prompts(model: nn.Module, calls: Any) -> list[Callable[[], None]]:
         given = signature.bind_partial(*args, **kwargs).arguments
         given = {**given, **given.get("kwargs", {})}
         prompts = (given.get(name) for name in ("inputs", "input_ids", "inputs_embeds"))
-        outer = getattr(calls, "prompt", None)
-        calls.prompt = next((each.shape[1] for each in prompts if isinstance(each, Tensor)), None)
+        outer = getattr(calls, "generating", None)
+        calls.generating = {"prompt": next((each.shape[1] for each in prompts if isinstance(each, Tensor)), None)}
         try:
             return generate(*args, **kwargs)
         finally:
-            calls.prompt = outer
+            calls.generating = outer
 
     return [_replace(model, "generate", noting)]
 
@@ -89,7 +91,7 @@ def _replace(module: nn.Module, name: str, function: Callable[..., Any]) -> Call
     return remove
 
 
-def cells_of(base: nn.Module, family: Family, given: Any) -> dict[str, list[Tensor]]:
+def cells_of(base: nn.Module, family: Family, given: Any, calls: Any) -> dict[str, list[Tensor]]:
     """The cells of features that came ready with the arguments of a forward (`mm_encoder_outputs`)."""
     if not isinstance(given, Mapping):
         if given is None:
@@ -98,6 +100,6 @@ def cells_of(base: nn.Module, family: Family, given: Any) -> dict[str, list[Tens
     found = {}
     for modality in ENCODERS:
         if (features := given.get(modality)) is not None:
-            cells = getattr(features, CELLS, None)
+            cells = getattr(features, CELLS, None) or (getattr(calls, "generating", None) or {}).get(modality)
             found[modality] = cells if cells is not None else family.cells(base, modality, {}, features)
     return found

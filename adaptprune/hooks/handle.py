@@ -139,10 +139,13 @@ class PruneHandle:
 
     def _install(self) -> None:
         def hook(module: nn.Module, before: Any = None, after: Any = None) -> None:
+            # disabled: a compiled layer must not trace what depends on the prompt
             if before is not None:
+                before = torch.compiler.disable(before)
                 self._undo.append(module.register_forward_pre_hook(before, with_kwargs=True).remove)
             if after is not None:
                 # always_call: also after an exception, so that no forward's state outlives it
+                after = torch.compiler.disable(after)
                 self._undo.append(module.register_forward_hook(after, always_call=True).remove)
 
         if self._model is not self._base:
@@ -206,7 +209,7 @@ class PruneHandle:
         inputs = getattr(self._calls, "inputs", None)
         if inputs is None:
             return None
-        given = encode.cells_of(self._base, self._family, inputs["mm_encoder_outputs"])
+        given = encode.cells_of(self._base, self._family, inputs["mm_encoder_outputs"], self._calls)
         self._calls.encoded = encoded = {**given, **self._calls.encoded}
         if not encoded:
             return None
@@ -232,7 +235,7 @@ class PruneHandle:
             layouts=self._layouts(),
             token_mask=next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None),
             cache=cache,
-            prompt=getattr(self._calls, "prompt", None),
+            prompt=(getattr(self._calls, "generating", None) or {}).get("prompt"),
         )
         for view in call.state.views.values():
             if view.index.shape[0] != call.batch:

@@ -64,13 +64,11 @@ class Selector:
                 undo.append(projection.register_forward_hook(partial(self._see_keys, stage - 1)).remove)
         return undo
 
-    def _see_attention(
-        self, layer: int, query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None
-    ) -> None:
+    def _see_attention(self, layer: int, *cues: Any) -> None:
         call = self._current()
         if call is not None and (call.layouts is not None or self._chooses_anew(call)):
             start = time.perf_counter()
-            call.attention[layer] = last_token_attention(call, layer, query, key, mask, scaling, softcap)
+            call.attention[layer] = last_token_attention(call, layer, *cues)
             call.selection_seconds += time.perf_counter() - start
 
     def _see_keys(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
