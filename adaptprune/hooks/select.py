@@ -94,7 +94,7 @@ class Selector:
                 if num_keep < members.numel():
                     tokens = self._tokens(call, stage, hidden, row, layout, members, slots)
                     keep = self._checked(self.pruner.select(tokens, num_keep), len(tokens), num_keep)
-                    members = members[keep]
+                    members = members[keep.to(members.device)]
                     if type(self.pruner).merge is not Pruner.merge:
                         states = self.pruner.merge(tokens, keep)
                         call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
@@ -128,6 +128,7 @@ class Selector:
         attention = call.attention.get(stage - 1)
         if attention is not None:
             columns = places(call.columns_at(stage - 1)[row : row + 1], call.total)[0, positions + call.past]
+            columns = columns.to(attention.device)
             # a sliding layer may not hold every token: what it does not hold it pays no attention to
             attention = attention[row][:, columns.clamp_min(0)].masked_fill(columns < 0, 0).to(states.device)
         keys = None
@@ -135,9 +136,9 @@ class Selector:
             keys = call.keys[stage - 1][row, place.to(call.keys[stage - 1].device)].to(states.device)
         elif "keys" in self.pruner.needs:
             layer: Any = self.layers[stage]
-            keys = key_projection(layer)(layer.input_layernorm(states))
+            keys = key_projection(layer)(layer.input_layernorm(states)).to(states.device)
         elif "raw_keys" in self.pruner.needs:
-            keys = key_projection(self.layers[stage])(states)
+            keys = key_projection(self.layers[stage])(states).to(states.device)
         return VisualTokens(states, layout.coords[members].to(states.device), attention, keys)
 
     # -- choosing anew ----------------------------------------------------------------------------------------------
