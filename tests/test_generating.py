@@ -290,6 +290,9 @@ def test_a_dropped_place_predicts_by_the_last_kept_one():
         place += position not in hidden
         expected.append(short[place])
     torch.testing.assert_close(full, torch.stack(expected))
+    last = torch.tensor([inputs["input_ids"].shape[1] - 1])
+    with torch.no_grad(), adaptprune.prune(one.model, "random", keep_ratio=0.3):
+        torch.testing.assert_close(one.model(**inputs, logits_to_keep=last).logits[0], full[-1:])
 
 
 def test_gradient_checkpointing_is_refused():

@@ -179,7 +179,8 @@ class PruneHandle:
     # -- the model around the decoder -------------------------------------------------------------------------------
 
     def _before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._calls.labels = kwargs.get("labels") is not None
+        # both count in the unpruned prompt
+        self._calls.full = kwargs.get("labels") is not None or isinstance(kwargs.get("logits_to_keep"), Tensor)
 
     def _before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         inputs = kwargs
@@ -191,7 +192,7 @@ class PruneHandle:
     def _after_base(self, module: nn.Module, args: Any, output: Any) -> Any:
         call, self._calls.call = getattr(self._calls, "call", None), None
         encoded, self._calls.encoded = self._calls.encoded, None
-        labels, self._calls.labels = getattr(self._calls, "labels", False), False
+        full, self._calls.full = getattr(self._calls, "full", False), False
         self._calls.inputs = None
         if output is None or not self._stages:  # an exception is on its way, or nothing to prune
             return None
@@ -200,7 +201,7 @@ class PruneHandle:
                 "an image was given but no visual token was pruned: "
                 + ("the decoder's hooks did not run." if call is None else "the prompt has no image placeholder.")
             )
-        if labels and call is not None and call.rows:
+        if full and call is not None and call.rows:
             return fill_in(call, len(self._layers) - 1, output)
         return None
 

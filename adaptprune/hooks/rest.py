@@ -30,7 +30,7 @@ def evict(call: Call, num_layers: int) -> None:
 
 
 def fill_in(call: Call, layer: int, output: Any) -> Any:
-    """The base's output with the unpruned length, so that `labels` fit it.
+    """The base's output with the unpruned length, so that `labels` and indices in `logits_to_keep` fit it.
 
     Each dropped position repeats the state of the last one kept before it: in the pruned sequence, that is the token
     which predicts the next.
