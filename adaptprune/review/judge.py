@@ -1,9 +1,9 @@
 """The judge: any endpoint that speaks OpenAI's chat completions, through the `openai` SDK.
 
 Repeating a failed request is the SDK's business alone: connection errors, timeouts and the statuses 408, 409, 429 and
-5xx, with growing pauses, or as long as ``Retry-After`` says (up to two minutes; longer is a failure). What is added here
-is a deadline over all of that, since the SDK's timeout counts from one byte to the next. An error becomes a `Reply` that
-says so, never a score.
+5xx, with growing pauses, or as long as ``Retry-After`` says (up to two minutes; longer is a failure). What is added
+here is a deadline over all of that, since the SDK's timeout counts from one byte to the next. An error becomes a
+`Reply` that says so, never a score.
 
 The key is read from the environment when a run begins, is written nowhere, and is blotted out of what the server says.
 """
