@@ -429,6 +429,7 @@ def test_no_key_is_needed_by_a_server_of_ones_own(files, monkeypatch):
     assert Judge("j").endpoint() == OPENAI_URL
     with pytest.raises(AdaptPruneError, match="OPENAI_API_KEY is not set"):
         review_pairs(Judge("j"), **{**files, "output": files["output"].with_name("other.jsonl")})
+    assert not files["output"].with_name("other.jsonl").exists()
 
 
 @pytest.mark.parametrize(
@@ -550,7 +551,7 @@ def test_the_command_line(files, mm_vet, monkeypatch, capsys):
         where = ["--judge-url", fake.url]
         code, out, _ = call(*pair, *where, "--concurrency", "1", "--limit", "3")
         assert code == 1
-        assert "1 of 3 reviews failed: run the same command again" in out
+        assert "1 of 3 reviews failed: run the same command again to repeat them" in out
         assert "75.0 (75.0-75.0)" in out
         code, out, _ = call(*pair, *where, "--limit", "3", "--json")
         found = json.loads(out)

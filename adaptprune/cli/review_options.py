@@ -88,8 +88,9 @@ def finish(outcome: Any, as_json: bool) -> None:
     else:
         show(summary)
         if outcome.failed:
-            again = "run the same command again to ask for them again"
-            stdout.print(f"{outcome.failed} of {outcome.reviews} reviews failed: {again}")
+            stdout.print(
+                f"{outcome.failed} of {outcome.reviews} reviews failed: run the same command again to repeat them"
+            )
     if outcome.failed:
         raise typer.Exit(1)
 

@@ -2,7 +2,7 @@
 
 A run that was killed leaves at most one torn last line, which is mended: completed if only the line end is missing,
 else cut off. Every other line stays as it is. A failed review is a line too, and the same review asked again is a
-further line: the last one counts. One process at a time may write.
+further line: the last one counts. One process at a time may write (a hidden lock file next to it sees to that).
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ class Journal:
         self.path = path
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self.places: dict[tuple[str, str], str] = {}
-        self._lock = FileLock(f"{path}.lock", timeout=0)
+        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
         self._file: BinaryIO | None = None
+        self._end, self._missing = 0, b""
 
     def __enter__(self) -> Journal:
         from filelock import Timeout
@@ -63,10 +64,7 @@ class Journal:
         except Timeout:
             raise AdaptPruneError(f"another process is writing to {str(self.path)!r}: wait for it.") from None
         try:
-            end, missing = self._read() if self.path.exists() else (0, b"")
-            self._file = self.path.open("ab")
-            self._file.truncate(end)
-            self._file.write(missing)
+            self._end, self._missing = self._read() if self.path.exists() else (0, b"")
         except BaseException:
             self._lock.release()
             raise
@@ -95,7 +93,10 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one review; it is on the disk when this returns."""
-        assert self._file is not None
+        if self._file is None:  # not before there is something to write
+            self._file = self.path.open("ab")
+            self._file.truncate(self._end)
+            self._file.write(self._missing)
         line = json.dumps({"format": FORMAT, **record}, ensure_ascii=False).encode() + b"\n"
         assert line.startswith(START)
         self._file.write(line)
