@@ -165,6 +165,14 @@ def test_an_api_error_is_recorded_and_is_no_score(files, answer, error):
     assert summary.groups[0].to_dict()["relative"] == {"value": None, "low": None, "high": None}
 
 
+def test_a_server_that_keeps_sending_is_left_at_the_deadline(files):
+    with FakeJudge(lambda number, body: Answer("8 7", drip=0.05)) as fake:
+        before = time.monotonic()
+        outcome = review_pairs(judge(fake, timeout=60.0, deadline=0.5), **files, limit=1)
+        assert 0.5 <= time.monotonic() - before < 20
+    assert outcome.failed == 1
+
+
 @pytest.mark.parametrize(
     ("content", "error"),
     [
