@@ -257,7 +257,7 @@ def test_a_summary_worked_out_by_hand(tmp_path):
     assert (summary.first, summary.last) == ("2026-01-02T00:00:00+00:00", "2026-01-03T00:00:00+00:00")
     text = "\n".join(notes(summary))
     assert "1 of 4 reviews have no score (1 api_error; most often: HTTP 500)" in text
-    assert "1 questions are not reviewed yet" in text
+    assert "questions not reviewed yet: 1" in text
     # two questions: a draw holds the one, the other or both, so the ends of the interval are the two quotients
     assert conv.values["relative"].low == pytest.approx(50)
     assert conv.values["relative"].high == pytest.approx(200)

@@ -97,7 +97,7 @@ class Journal:
             self._file = self.path.open("ab")
             self._file.truncate(self._end)
             self._file.write(self._missing)
-        line = json.dumps({"format": FORMAT, **record}, ensure_ascii=False).encode() + b"\n"
+        line = json.dumps({"format": FORMAT, **record}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         assert line.startswith(START)
         self._file.write(line)
         self._file.flush()

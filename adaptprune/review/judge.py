@@ -11,6 +11,7 @@ The key is read from the environment when a run begins, is written nowhere, and 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -99,10 +100,15 @@ class Judge:
         taken = [name for name in self.request if name in RESERVED]
         if taken:
             raise AdaptPruneError(f"request may not set {taken[0]!r}: it is set by the review itself.")
+        try:
+            json.dumps(dict(self.request), allow_nan=False).encode()
+        except (TypeError, ValueError):
+            raise AdaptPruneError(f"request={self.request!r} cannot be written as JSON.") from None
         self.endpoint()
 
     def endpoint(self) -> str:
         """The base URL that is asked."""
+        named = "judge_url" if self.url else "the environment variable OPENAI_BASE_URL"
         url = self.url or os.environ.get("OPENAI_BASE_URL", "").strip() or OPENAI_URL
         try:
             parts = urlsplit(url)
@@ -110,9 +116,9 @@ class Judge:
         except ValueError:
             right = False
         if not right:
-            raise AdaptPruneError("judge_url is no address: write it like http://localhost:8000/v1.")
+            raise AdaptPruneError(f"{named} is no address: write it like http://localhost:8000/v1.")
         if parts.username or parts.password or parts.query or parts.fragment:
-            raise AdaptPruneError("judge_url may not hold a name, a password or a query: put the key in a variable.")
+            raise AdaptPruneError(f"{named} may not hold a name, a password or a query: put the key in a variable.")
         return url
 
     def settings(self, defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,7 +212,7 @@ def _describe(error: Exception, judge: Judge) -> str:
     import openai
 
     if isinstance(error, openai.APITimeoutError):
-        return f"no reply: {judge.retries + 1} attempts, each silent for {judge.timeout:g} s"
+        return f"no reply within {judge.timeout:g} s, the last of {judge.retries + 1} attempts"
     if isinstance(error, openai.APIStatusError):
         body = error.body
         told = body.get("message") if isinstance(body, dict) else body

@@ -47,7 +47,7 @@ def notes(summary: Summary) -> list[str]:
         detail = f"; most often: {most[0]}" if most else ""
         lines.append(f"{summary.failed} of {sum(summary.reviews.values())} reviews have no score ({counts}{detail})")
     if summary.open:
-        lines.append(f"{summary.open} questions are not reviewed yet")
+        lines.append(f"questions not reviewed yet: {summary.open}")
     if summary.position_bias is not None:
         lines.append(
             f"being shown first raises an answer's lead by {summary.position_bias:.2f} points; both orders cancel it"
