@@ -595,6 +595,7 @@ def test_the_command_line(files, mm_vet, monkeypatch, capsys):
         (["--limit", "3", "summarize", "x"], "--limit stands before 'summarize'"),
         (["summarize", "x", "--json", "--markdown"], "choose one"),
         (["--questions", "a", "--answers", "b"], "answers"),
+        (["--questions", "a", "--answers", "b", "c", "--output", "d", "--judge-model", "j"], "there is no file 'a'"),
         (["--questions", "a", "--answers", "b", "c", "--output", "d", "--judge-model", "j", "--request", "[1]"],
          "--request '[1]' is no json object"),
     ],

@@ -68,14 +68,19 @@ def make_judge(options: Mapping[str, Any]) -> Any:
 def bar(what: str, shown: bool) -> Iterator[Callable[[int, int, int], None]]:
     """A bar with an estimate of the time left, and the count of failures once there are any."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=stderr, disable=not shown) as progress:
-        line = progress.add_task(what, total=None)
+    progress = Progress(*columns, console=stderr, disable=not shown)
+    line = progress.add_task(what, total=None)
 
-        def update(done: int, total: int, failed: int) -> None:
-            name = f"{what}, {failed} failed" if failed else what
-            progress.update(line, completed=done, total=total, description=name)
+    def update(done: int, total: int, failed: int) -> None:
+        progress.start()  # not before the files are read: a mistake in one is a line of its own
+        name = f"{what}, {failed} failed" if failed else what
+        progress.update(line, completed=done, total=total, description=name)
 
+    try:
         yield update
+    finally:
+        if progress.live.is_started:
+            progress.stop()
 
 
 def finish(outcome: Any, as_json: bool) -> None:

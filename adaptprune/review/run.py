@@ -80,9 +80,9 @@ def carry_out(
         _check(journal, requests, questions, judge, settings)
         todo = [r for r in requests if journal.records.get(r.key, {}).get("status") != OK]
         run = _Run(judge, settings, journal, total=len(requests), open=len(todo), progress=progress)
+        connection = judge.connect() if todo else None
         progress(len(requests) - len(todo), len(requests), 0)
         if todo:
-            connection = judge.connect()
             with start_blocking_portal() as portal:
                 portal.call(run.all, connection, todo)
         failed = sum(journal.records[r.key]["status"] != OK for r in requests if r.key in journal.records)
