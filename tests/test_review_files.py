@@ -325,6 +325,8 @@ def test_judges_that_changed_under_way_are_told(tmp_path):
         ([record(0, None, status="ok")], "line 1: the scores are damaged"),
         ([record(0, [8, 4]), record(1, None, status="ok", capability=["ocr"], score=1)], "keep them apart"),
         ([record(0, [8, 4], category=["a"])], "the category is damaged"),
+        ([record(0, None, status="ok", capability=None, score=1)], "the category is damaged"),
+        ([record(0, [8, 4], judge="j")], "line 1 is not a record of a review"),
     ],
 )
 def test_files_that_cannot_be_summed_up(tmp_path, rows, text):

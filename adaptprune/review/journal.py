@@ -29,7 +29,11 @@ def parse_record(line: bytes, place: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         record = None
     right = isinstance(record, dict) and record.get("format") == FORMAT and record.get("status") in STATUSES
-    if not right or not {"question_id", "variant", "judge", "messages"} <= set(record):
+    if (
+        not right
+        or not {"question_id", "variant", "messages"} <= set(record)
+        or not isinstance(record.get("judge"), dict)
+    ):
         raise AdaptPruneError(f"{place} is not a record of a review: {shorten(line.decode('utf-8', 'replace'))!r}.")
     return dict(record)
 

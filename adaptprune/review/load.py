@@ -82,7 +82,7 @@ def _review(line: bytes, place: str) -> Review:
         if not isinstance(found, list) or len(found) != (1 if graded else 2) or not all(map(_is_score, found)):
             raise AdaptPruneError(f"{place}: the scores are damaged: {shorten(str(found))}.")
         scores = tuple(found)
-    if not all(isinstance(group, str) for group in groups):
+    if not isinstance(groups, list) or not all(isinstance(group, str) for group in groups):
         raise AdaptPruneError(f"{place}: the category is damaged: {shorten(str(groups))}.")
     return Review(
         str(record["question_id"]), str(record["variant"]), status, scores, tuple(sorted(set(groups))), graded, record
