@@ -9,6 +9,10 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from adaptprune.review import Judge
+
+KEY = "sk-very-secret-0123456789"
+
 #: Told the number of the request (from 0) and its body; says what happens.
 Behaviour = Callable[[int, dict[str, Any]], "Answer"]
 
@@ -118,3 +122,16 @@ class FakeJudge:
             time.sleep(answer.drip)
         handler.wfile.write(data[: answer.cut])
         handler.close_connection = handler.close_connection or answer.cut is not None
+
+
+def judge(fake, **options):
+    return Judge("judge", fake.url, **{"timeout": 20.0, "retries": 2, "concurrency": 3, **options})
+
+
+def records(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def the_rest(record):
+    """A record without what two runs cannot share."""
+    return {name: value for name, value in record.items() if name != "date"} | {"judge": record["judge"]["model"]}
