@@ -14,13 +14,13 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import json, torch, adaptprune
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
-from tests.zoo import IMAGE, _build, clip, text
+from tests.zoo_parts import IMAGE, build, clip, text
 import transformers as hf
 
 before = "other_family" in __import__("sys").modules
 config = VipLlavaConfig(vision_config=clip(), text_config=text(hf.LlamaConfig), image_token_index=IMAGE,
                         vision_feature_layers=[-2, -1])
-model = _build(VipLlavaForConditionalGeneration, config, "sdpa")
+model = build(VipLlavaForConditionalGeneration, config, "sdpa")
 ids = torch.tensor([[60, 61, *[IMAGE] * 16, 62, 63, 64]])
 inputs = {"input_ids": ids, "pixel_values": torch.rand(1, 3, 28, 28)}
 with torch.no_grad(), adaptprune.prune(model, "adaptprune", keep_ratio=0.25) as report:

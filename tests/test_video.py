@@ -9,7 +9,8 @@ import adaptprune
 from adaptprune.families import FAMILIES
 from tests.hiding import hiding
 from tests.test_families import LAYERS, TOLERANCE, first_layer, generate, gone
-from tests.zoo import VIDEO, specimen, video_inputs
+from tests.zoo import specimen
+from tests.zoo_parts import VIDEO, VOCABULARY
 
 FRAMES = 4
 #: Rows and columns of a frame's tokens.
@@ -17,6 +18,30 @@ SHAPES = {"llava_onevision": (2, 2), "llava_next_video": (2, 2), "video_llava": 
 VIDEOS = pytest.mark.parametrize(
     "family", [name for name in adaptprune.list_families() if FAMILIES.get(name).supports["video"]]
 )
+
+
+def video_inputs(family: str, frames: int = 4, rows: int = 1) -> dict[str, torch.Tensor]:
+    """A batch with a video in every prompt, as the processor would prepare it from `frames` frames."""
+    random = torch.Generator().manual_seed(0)
+    words = torch.randint(VOCABULARY["w0"], len(VOCABULARY), (rows, 9), generator=random)
+    if family.startswith("qwen"):
+        grid = torch.tensor([[frames, 4, 6]] * rows)  # patches; merged 2 x 2
+        pixels = torch.rand(rows * frames * 24, 3 * 2 * 7 * 7, generator=random)
+        start, end = VOCABULARY["<|vision_start|>"], VOCABULARY["<|vision_end|>"]
+        if family.startswith("qwen3"):  # every frame apart, behind its time
+            middle = [token for frame in range(frames) for token in [80 + frame, start, *[VIDEO] * 6, end]]
+        else:
+            middle = [start, *[VIDEO] * (6 * frames), end]
+        more = {"pixel_values_videos": pixels, "video_grid_thw": grid}
+    else:
+        tokens = {"llava_onevision": 4 * frames + 1, "llava_next_video": 4 * frames, "video_llava": 17 * frames}[family]
+        middle = [VIDEO] * tokens
+        more = {"pixel_values_videos": torch.rand(rows, frames, 3, 28, 28, generator=random)}
+    visual = torch.tensor([middle] * rows)
+    ids = torch.cat([words[:, :3], visual, words[:, 3:]], dim=1)
+    if family.startswith("qwen"):
+        more["mm_token_type_ids"] = 2 * (ids == VIDEO).int()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}
 
 
 @VIDEOS
