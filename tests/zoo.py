@@ -295,8 +295,8 @@ def paligemma(attention: str) -> Specimen:
 SPECIMENS: dict[str, Callable[[str], Specimen]] = {
     build.__name__: build
     for build in (
-        llava, llava_pixtral, llava_next, llava_next_video, llava_onevision, video_llava, qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe,
-        internvl, gemma3, idefics3, smolvlm, mistral3, paligemma,
+        llava, llava_pixtral, llava_next, llava_next_video, llava_onevision, video_llava,
+        qwen2_vl, qwen2_5_vl, qwen3_vl, qwen3_vl_moe, internvl, gemma3, idefics3, smolvlm, mistral3, paligemma,
     )
 }  # fmt: skip
 
