@@ -247,3 +247,33 @@ def cut(image: Image.Image) -> tuple[list[Image.Image], int, int]:
     canvas.paste(image.resize(small), ((width - small[0]) // 2, (height - small[1]) // 2))
     boxes = [(left, top, left + SIZE, top + SIZE) for top in range(0, height, SIZE) for left in range(0, width, SIZE)]
     return [canvas.crop(box) for box in boxes], width // SIZE, height // SIZE
+
+
+def write_lora(model: Parts, folder: Path, rank: int = 4) -> tuple[str, str]:
+    """Unmerged LoRA weights as LLaVA's training leaves them, and their base; changes `model` to what both make.
+
+    Returns
+    -------
+    (adapter, base)
+        Folders. The base is a language model that has never seen an image.
+    """
+    base, adapter = folder / "vicuna", folder / "llava-lora"
+    model.text.save_pretrained(base)
+    write_tokenizer(model, base)
+    write_config(model, adapter, write_tower(model, folder / "tower"))
+    torch.manual_seed(7)
+    matrices, names = {}, ["q_proj", "v_proj", "down_proj"]
+    for name, module in model.text.named_modules():
+        if name.rpartition(".")[2] not in names:
+            continue
+        down, up = 0.3 * torch.randn(rank, module.in_features), 0.3 * torch.randn(module.out_features, rank)
+        matrices[f"base_model.model.{name}.lora_A.weight"] = down
+        matrices[f"base_model.model.{name}.lora_B.weight"] = up
+        module.weight.data += 2.0 * up @ down  # lora_alpha / r
+    save_tensors(adapter / "adapter_model.bin", matrices)
+    settings = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": rank, "lora_alpha": 2 * rank, "lora_dropout": 0.05}
+    described = {**settings, "target_modules": names, "bias": "none", "base_model_name_or_path": "lmsys/vicuna-7b-v1.5"}
+    (adapter / "adapter_config.json").write_text(json.dumps(described))
+    rest = {f"base_model.model.{name}": tensor for name, tensor in model.projector_weights().items()}
+    save_tensors(adapter / "non_lora_trainables.bin", rest)
+    return str(adapter), str(base)

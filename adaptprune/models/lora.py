@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.models.checkpoint import Checkpoint, first_line
 
 CONFIG = "adapter_config.json"
+BASE = "Give the base that it was trained on as model_base (--model-base)."
 
 
 def merge(model: Any, adapter: Checkpoint, renamed: Callable[[str], str] | None = None) -> Any:
@@ -31,42 +32,44 @@ def merge(model: Any, adapter: Checkpoint, renamed: Callable[[str], str] | None 
         import peft
     except ImportError:
         raise AdaptPruneError("LoRA adapters need peft: pip install 'adaptprune[lora]'.") from None
-    path = adapter.file(CONFIG)
-    weights = adapter.tensors("adapter_model")
-    if path is None or not weights:
-        raise AdaptPruneError(f"{adapter.name!r} lacks {CONFIG} or adapter_model.safetensors (or .bin): fetch it too.")
-    config = _config(peft, path)
+    settings, weights = adapter.need(CONFIG), adapter.tensors("adapter_model")
+    if not weights:
+        raise AdaptPruneError("it has neither adapter_model.safetensors nor adapter_model.bin: fetch one of them.")
+    config = _config(peft, settings, adapter)
     if renamed is not None:
         prefix = "base_model.model."
         weights = {prefix + renamed(name.removeprefix(prefix)): tensor for name, tensor in weights.items()}
         # by full names: short ones, such as q_proj, would match modules of the vision tower too
         config.target_modules = {name.removeprefix(prefix).rpartition(".lora_")[0] for name in weights}
     try:
-        wrapped = peft.get_peft_model(model, config)
-        found = peft.set_peft_model_state_dict(wrapped, weights)
-    except (ValueError, RuntimeError, KeyError) as error:
-        raise AdaptPruneError(
-            f"the adapter does not fit its base ({first_line(error)}): give the base that it was trained on as "
-            "model_base."
-        ) from None
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # about what PEFT calls in transformers
+            wrapped = peft.get_peft_model(model, config)
+            found: Any = peft.set_peft_model_state_dict(wrapped, weights)
+    except KeyError as error:
+        raise AdaptPruneError(f"the adapter lacks {error.args[0]!r}, which its base has. {BASE}") from None
+    except (ValueError, RuntimeError) as error:
+        raise AdaptPruneError(f"the adapter does not fit its base ({' '.join(str(error).split())}). {BASE}") from None
     # PEFT lists every weight of the base as missing; those of the adapter are under its name, "default"
     missing = [name for name in found.missing_keys if ".default" in name]
     for names, fault in ((missing, "lacks"), (found.unexpected_keys, "has no place for")):
         if names:
             raise AdaptPruneError(
-                f"the adapter and its base do not belong together: it {fault} {len(names)} weights ({names[0]}, ...). "
-                "Give the base that it was trained on as model_base."
+                f"the adapter does not fit its base: it {fault} {len(names)} weights ({names[0]}, ...). {BASE}"
             )
     return wrapped.merge_and_unload()
 
 
-def _config(peft: Any, path: Path) -> Any:
+def _config(peft: Any, settings: dict[str, Any], adapter: Checkpoint) -> Any:
+    if settings.get("peft_type") != "LORA":
+        raise AdaptPruneError(f"the adapter is of the type {settings.get('peft_type')!r}: only LORA can be merged.")
+    path = adapter.file(CONFIG)
+    assert path is not None
     try:
         config = peft.PeftConfig.from_pretrained(str(path.parent))
     except (ValueError, TypeError, KeyError) as error:
         raise AdaptPruneError(
             f"{CONFIG} is not one that peft {peft.__version__} reads ({first_line(error)})."
         ) from None
-    if config.peft_type != peft.PeftType.LORA:
-        raise AdaptPruneError(f"the adapter is of the type {config.peft_type!s}: only LORA can be merged into a model.")
+    config.base_model_name_or_path = None  # PEFT warns if the base is called otherwise here
     return config

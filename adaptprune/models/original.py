@@ -32,7 +32,7 @@ ROWS = 64
 #: What else their `model_type` can be, and where the same models are for stock classes.
 ELSEWHERE = {
     "llava_mpt": "no stock class has that language model",
-    "llava_qwen": "load the converted checkpoint instead (llava-hf/llava-onevision-... or llava-hf/llava-interleave-...)",
+    "llava_qwen": "load the converted checkpoint instead (llava-hf/llava-onevision-..., llava-hf/llava-interleave-...)",
 }
 
 
@@ -162,8 +162,8 @@ def _allow(config: dict[str, Any], key: str, default: Any, allowed: tuple[Any, .
 def _pinpoints(config: dict[str, Any]) -> list[tuple[int, int]]:
     value = config.get("image_grid_pinpoints")
     try:
-        value = ast.literal_eval(value) if isinstance(value, str) else value
-        pairs = [(int(width), int(height)) for width, height in value]
+        listed: Any = ast.literal_eval(value) if isinstance(value, str) else value
+        pairs = [(int(width), int(height)) for width, height in listed]
     except (ValueError, SyntaxError, TypeError):
         pairs = []
     if not pairs:
@@ -276,5 +276,4 @@ def build(config: Any, weights: dict[str, Tensor], placement: Placement) -> Any:
                 "belong together."
             )
     family_of(config)
-    model = type(empty).from_pretrained(None, config=config, state_dict=weights, **placement.options(config))
-    return model
+    return type(empty).from_pretrained(None, config=config, state_dict=weights, **placement.options(config))

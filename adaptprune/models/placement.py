@@ -74,8 +74,8 @@ class Placement:
         """Check the options of `load` before anything is read."""
         if device is not None and device_map is not None:
             raise AdaptPruneError(
-                f"device={device!r} and device_map={device_map!r} exclude each other: a map says where every part goes. "
-                "Leave one out."
+                f"device={device!r} and device_map={device_map!r} exclude each other: a map says where every part "
+                "goes. Leave one out."
             )
         if load_in_4bit and load_in_8bit:
             raise AdaptPruneError("load_in_4bit and load_in_8bit exclude each other: leave one out.")
@@ -189,14 +189,12 @@ def _check_attention(name: str | None) -> None:
 
 
 def _check_quantization(place: torch.device | None, bits: int) -> None:
-    from transformers.utils import is_accelerate_available
+    from transformers.utils import is_accelerate_available, is_bitsandbytes_available
 
-    try:
-        import bitsandbytes
-    except ImportError:
-        bitsandbytes = None
-    if bitsandbytes is None or not is_accelerate_available():
+    if not (is_bitsandbytes_available() and is_accelerate_available()):
         raise AdaptPruneError(f"load_in_{bits}bit needs bitsandbytes and accelerate: pip install 'adaptprune[quant]'.")
+    import bitsandbytes
+
     supported = sorted(getattr(bitsandbytes, "supported_torch_devices", {"cuda"}))
     if place is not None and place.type not in supported:
         raise AdaptPruneError(
