@@ -20,12 +20,14 @@ from adaptprune.families import family_of
 from adaptprune.models.checkpoint import Checkpoint, first_line
 from adaptprune.models.placement import Placement
 
-#: Their names, and the stock ones. Anything else has no place in the stock model.
+#: Their names of modules, and the stock ones.
 NAMES = (
-    (re.compile(r"^model\.mm_projector\.(?:0\.)?(weight|bias)$"), r"model.multi_modal_projector.linear_1.\1"),
-    (re.compile(r"^model\.mm_projector\.2\.(weight|bias)$"), r"model.multi_modal_projector.linear_2.\1"),
+    (re.compile(r"^model\.mm_projector\.0\."), "model.multi_modal_projector.linear_1."),
+    (re.compile(r"^model\.mm_projector\.2\."), "model.multi_modal_projector.linear_2."),
     (re.compile(r"^model\.(embed_tokens|layers|norm)\."), r"model.language_model.\1."),
 )
+#: The same, where the projector is a single matrix.
+LINEAR_NAMES = ((re.compile(r"^model\.mm_projector\.(?=\w+$)"), "model.multi_modal_projector.linear_1."), NAMES[-1])
 TOWER = "model.vision_tower.vision_tower."
 #: The stock embedding and output matrices have rows up to the next multiple, as the converted checkpoints have.
 ROWS = 64
@@ -171,9 +173,9 @@ def _pinpoints(config: dict[str, Any]) -> list[tuple[int, int]]:
     return pairs
 
 
-def stock_name(name: str) -> str:
-    """The stock name of one of their weights or modules; other names stay as they are."""
-    for pattern, replacement in NAMES:
+def stock_name(name: str, linear: bool = False) -> str:
+    """The stock name of one of their weights or modules; other names stay as they are, and have no place."""
+    for pattern, replacement in LINEAR_NAMES if linear else NAMES:
         name, found = pattern.subn(replacement, name)
         if found:
             break
@@ -230,7 +232,7 @@ def stock_weights(weights: dict[str, Tensor], layout: Layout) -> dict[str, Tenso
     ignored = re.compile(
         r"rotary_emb\.inv_freq$" if layout.pinpoints else r"rotary_emb\.inv_freq$|^model\.image_newline$"
     )
-    stock = {stock_name(name): tensor for name, tensor in weights.items() if not ignored.search(name)}
+    stock = {stock_name(name, layout.linear): tensor for name, tensor in weights.items() if not ignored.search(name)}
     if layout.linear and "model.multi_modal_projector.linear_1.weight" in stock:
         # the stock projector has a second matrix: the identity leaves every number as it is
         first = stock["model.multi_modal_projector.linear_1.weight"]
