@@ -11,6 +11,7 @@ from transformers import BertConfig
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from tests.test_loading_errors import Malicious
 
 
 def test_a_folder_loads_as_stock_classes(checkpoint):
@@ -81,3 +82,15 @@ def test_a_tower_without_a_fixed_grid_is_refused(checkpoint, tmp_path):
         AdaptPruneError, match="'pixtral' vision tower is not supported. Supported towers: clip_vision_model"
     ):
         adaptprune.load(str(folder))
+
+
+def test_a_stock_checkpoint_with_code_in_its_pickle_is_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    trap = tmp_path / "trap"
+    torch.save({"lm_head.weight": Malicious(trap)}, folder / "pytorch_model.bin")
+    with pytest.raises(AdaptPruneError, match="is a pickle that runs code .* refused.*safetensors"):
+        adaptprune.load(str(folder))
+    with pytest.raises(AdaptPruneError, match="weights_only=False would run code"):
+        adaptprune.load(str(folder), weights_only=False)
+    assert not trap.exists()

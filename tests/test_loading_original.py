@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 from PIL import Image
@@ -31,9 +35,9 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 
 
 def logits(model, processor, prompt: str, images: list[Image.Image]) -> torch.Tensor:
-    inputs = processor(images=images or None, text=prompt, return_tensors="pt")
+    inputs = processor(images=images or None, text=prompt, return_tensors="pt").to(model.device)
     with torch.no_grad():
-        return model(**inputs).logits[0]
+        return model(**inputs).logits[0].cpu()
 
 
 def same(model, processor, made: Parts, *sizes: tuple[int, int]) -> None:
@@ -76,3 +80,24 @@ def test_a_linear_projector_and_plain_pictures(tmp_path):
     made = parts("1.5", linear=True, image_aspect_ratio="square")
     model, processor = adaptprune.load(write(made, tmp_path), device="cpu")
     same(model, processor, made, (90, 40))
+
+
+def test_names_of_the_hub(tmp_path):
+    """Under their published names, from a cache, as somebody without a network has them."""
+    made = parts("1.5")
+    folder = Path(write(made, tmp_path / "files", form="bin-shards"))
+    config = json.loads((folder / "config.json").read_text())
+    tower = "openai/clip-vit-large-patch14-336"
+    (folder / "config.json").write_text(json.dumps({**config, "mm_vision_tower": tower}))
+    cache = tmp_path / "cache"
+    for name, files in (("liuhaotian/llava-v1.5-7b", folder), (tower, folder.parent / "tower")):
+        place = cache / f"models--{name.replace('/', '--')}"
+        commit = "0" * 40
+        shutil.copytree(files, place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs" / "main").write_text(commit)
+    model, processor = adaptprune.load(
+        "liuhaotian/llava-v1.5-7b", cache_dir=str(cache), local_files_only=True, device="cpu"
+    )
+    same(model, processor, made, (60, 60))
+    assert model.config.name_or_path == "liuhaotian/llava-v1.5-7b"

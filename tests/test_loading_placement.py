@@ -99,7 +99,7 @@ def test_device_maps(checkpoint, tmp_path, device_map):
     with torch.no_grad():
         torch.testing.assert_close(model(**inputs).logits.cpu(), llava()(**batch(prompt(1, 12))).logits)
     made = parts("1.6")
-    same(*adaptprune.load(write(made, tmp_path), device_map={"": "cpu"}, dtype="float32"), made, (90, 40))
+    same(*adaptprune.load(write(made, tmp_path), device_map=device_map, dtype="float32"), made, (90, 40))
 
 
 def test_dtypes_of_an_original_checkpoint(tmp_path):
@@ -157,8 +157,9 @@ def test_a_device_that_cannot_quantise(checkpoint, monkeypatch):
 
 
 @quantised
-def test_a_checkpoint_that_is_quantised_already(checkpoint, tmp_path):
-    model, processor = adaptprune.load(checkpoint, device="cpu", load_in_4bit=True)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_a_checkpoint_that_is_quantised_already(checkpoint, tmp_path, bits):
+    model, processor = adaptprune.load(checkpoint, device="cpu", **{f"load_in_{bits}bit": True})
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
     again, _ = adaptprune.load(str(tmp_path), device="cpu")

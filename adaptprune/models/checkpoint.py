@@ -118,7 +118,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         # only the zip format (torch 1.6 and later) can be mapped into memory instead of being read
         value = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
-        raise AdaptPruneError(_why_refused(path, error)) from None
+        raise AdaptPruneError(why_refused(path.name, error)) from None
     except (RuntimeError, EOFError, ValueError) as error:
         raise AdaptPruneError(f"{path.name} is damaged ({first_line(error)}): fetch it again.") from None
     if not isinstance(value, dict) or not all(
@@ -128,13 +128,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return dict(value)
 
 
-def _why_refused(path: Path, error: Exception) -> str:
+def why_refused(name: str, error: Exception) -> str:
+    """What to tell of a pickle that `weights_only` did not let pass."""
     if "Unsupported" in str(error) or "GLOBAL" in str(error) or "allowed" in str(error):
         return (
-            f"{path.name} is a pickle that runs code when it is read, and was refused. Get the weights as safetensors, "
+            f"{name} is a pickle that runs code when it is read, and was refused. Get the weights as safetensors, "
             "or save them again from a source that you trust: safetensors.torch.save_file(state_dict, ...)."
         )
-    return f"{path.name} is no file of weights ({first_line(error)}): fetch it again."
+    return f"{name} is no file of weights ({first_line(error)}): fetch it again."
 
 
 def first_line(error: BaseException) -> str:

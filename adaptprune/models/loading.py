@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.resources import files
@@ -13,7 +14,7 @@ import torch
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.models import lora, original
-from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, first_line
+from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, first_line, why_refused
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
 from adaptprune.models.prompts import conversation, make_processor, read_tokenizer
@@ -80,6 +81,8 @@ def load(
         a missing base, tower or package, a device, dtype or quantisation that this machine does not have.
     """
     source = str(pocket_path()) if name_or_path in (None, POCKET) else str(name_or_path)
+    if options.get("weights_only") is False:
+        raise AdaptPruneError("weights_only=False would run code from the checkpoint: leave it out.")
     placement = Placement.of(device, device_map, dtype, attn_implementation, load_in_4bit, load_in_8bit)
     where = {key: options[key] for key in HUB_OPTIONS if key in options}
     with _explained(source):
@@ -196,7 +199,7 @@ def _gather(checkpoint: Checkpoint, model_base: str | None) -> tuple[Checkpoint,
             f"there are no weights in it ({hint}): neither model.safetensors nor pytorch_model.bin nor {stem}.bin."
         )
     if not model_base:
-        named = (adapter or {}).get("base_model_name_or_path") or config_name(checkpoint)
+        named = (adapter or {}).get("base_model_name_or_path") or _config_name(checkpoint)
         kind = "unmerged LoRA weights" if adapter is not None else "a projector"
         hint = f" It names {named!r}." if named else ""
         raise AdaptPruneError(
@@ -215,7 +218,7 @@ def _gather(checkpoint: Checkpoint, model_base: str | None) -> tuple[Checkpoint,
     return base, {**weights, **original.unwrapped(own)}, adapter is not None
 
 
-def config_name(checkpoint: Checkpoint) -> str | None:
+def _config_name(checkpoint: Checkpoint) -> str | None:
     """The model that config.json was made from, if it says so."""
     return (checkpoint.json("config.json") or {}).get("_name_or_path")
 
@@ -240,6 +243,8 @@ def _explained(source: str) -> Iterator[None]:
         yield
     except AdaptPruneError as error:
         raise AdaptPruneError(f"cannot use {source!r}: {error}") from None
+    except pickle.UnpicklingError as error:
+        raise AdaptPruneError(f"cannot use {source!r}: {why_refused('one of its .bin files', error)}") from None
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise AdaptPruneError(_why_not(source, error)) from error
 

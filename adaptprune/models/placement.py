@@ -97,12 +97,13 @@ class Placement:
             options["device_map"] = self.device_map
         if self.bits:
             options["quantization_config"] = self._quantization(config)
-            options.setdefault("device_map", {"": self.device})
+        if self.bits or getattr(config, "quantization_config", None) is not None:
+            options.setdefault("device_map", {"": self.device})  # what is quantised cannot be moved later
         return options
 
     def settle(self, model: Any) -> Any:
-        """The model in evaluation mode on its device; accelerate and bitsandbytes have put it there already."""
-        if self.device_map is None and not self.bits:
+        """The model in evaluation mode on its device, where a device map or a quantiser has not put it already."""
+        if self.device_map is None and getattr(model, "hf_quantizer", None) is None:
             model = model.to(self.device)
         return model.eval()
 
