@@ -28,6 +28,10 @@ def test_a_folder_loads_as_stock_classes(checkpoint):
 def test_what_cannot_be_loaded_says_why(checkpoint, tmp_path):
     with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
         adaptprune.load("nobody/no-such-model")
+    with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
+        adaptprune.load("no/such/folder")
+    with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
+        adaptprune.load(f"{checkpoint}/config.json")
     with pytest.raises(AdaptPruneError, match="unknown dtype 'float31'. Did you mean 'float32'"):
         adaptprune.load(checkpoint, dtype="float31")
     with pytest.raises(AdaptPruneError, match="no device 'cuda:97' here. Present: .*cpu"):

@@ -20,7 +20,7 @@ from tests.original_layout import (
     write_tokenizer,
     write_tower,
 )
-from tests.test_loading_original import llava_next, same  # noqa: F401
+from tests.test_loading_original import llava_next, logits, picture, same  # noqa: F401
 from tests.tiny import batch, llava, prompt
 
 peft = pytest.importorskip("peft", reason="the lora extra is not installed")
@@ -139,11 +139,28 @@ def test_an_adapter_saved_for_the_layout_of_transformers_4(checkpoint, tmp_path)
         torch.testing.assert_close(model(**inputs).logits, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_an_adapter_of_an_original_checkpoint_that_was_loaded_as_a_stock_model(tmp_path):
+    """What somebody gets who loads it here and trains it with PEFT."""
+    made = parts("1.5")
+    base = write(made, tmp_path)
+    model, processor = adaptprune.load(base, device="cpu")
+    torch.manual_seed(3)
+    config = peft.LoraConfig(r=4, target_modules=r".*language_model.*\.q_proj", init_lora_weights=False)
+    wrapped = peft.get_peft_model(model, config)
+    wrapped.save_pretrained(tmp_path / "adapter")
+    question, images = "USER: <image>\nWhat? ASSISTANT:", [picture(60, 60)]
+    expected = logits(wrapped, processor, question, images)
+    for options in ({}, {"model_base": base, "vision_tower": str(tmp_path / "tower")}):
+        again, processor = adaptprune.load(str(tmp_path / "adapter"), device="cpu", **options)
+        torch.testing.assert_close(logits(again, processor, question, images), expected, atol=1e-4, rtol=1e-4)
+
+
 def test_adapters_that_cannot_be_merged(checkpoint, tmp_path, monkeypatch):
     folder, _, _ = adapt(checkpoint, tmp_path)
     config = json.loads((folder / "adapter_config.json").read_text())
     for change, text in [
         ({"base_model_name_or_path": None}, "an adapter that names no base"),
+        ({"base_model_name_or_path": str(folder)}, "its base .* is not a complete model"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "only LORA can be merged"),
         ({"base_model_name_or_path": "no/base"}, "neither a folder here nor a model"),
     ]:

@@ -84,17 +84,10 @@ def load(
     if options.get("weights_only") is False:
         raise AdaptPruneError("weights_only=False would run code from the checkpoint: leave it out.")
     placement = Placement.of(device, device_map, dtype, attn_implementation, load_in_4bit, load_in_8bit)
-    where = {key: options[key] for key in HUB_OPTIONS if key in options}
-    with _explained(source):
-        checkpoint = Checkpoint(source, where)
-        config = checkpoint.json("config.json")
-        if config is not None and original.is_original(config):
-            _refuse({key: options[key] for key in options if key not in HUB_OPTIONS}, "the original LLaVA layout")
-            model, processor = _read_original(checkpoint, config, model_base, vision_tower, placement)
-        else:
-            _refuse({"vision_tower": vision_tower} if vision_tower else {}, "a stock checkpoint")
-            model, processor = _read_stock(checkpoint, config, model_base, placement, options)
-        model.config.name_or_path = source
+    checkpoint = Checkpoint(source, {key: options[key] for key in HUB_OPTIONS if key in options})
+    others = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
+    model, processor = _read(checkpoint, model_base, vision_tower, placement, others)
+    model.name_or_path = model.config.name_or_path = source  # what PEFT will call the base of an adapter
     processor.tokenizer.padding_side = "left"  # batches are continued at their right end
     return placement.settle(model), processor
 
@@ -104,41 +97,45 @@ def _refuse(options: Mapping[str, Any], what: str) -> None:
         raise AdaptPruneError(f"{what} has no use for {', '.join(options)}: leave it out.")
 
 
-def _read_stock(
+def _read(
     checkpoint: Checkpoint,
-    config: dict[str, Any] | None,
     model_base: str | None,
+    vision_tower: str | None,
     placement: Placement,
     options: dict[str, Any],
 ) -> tuple[Any, Any]:
-    adapter = checkpoint.json(lora.CONFIG)
-    if adapter is not None:
-        base = model_base or adapter.get("base_model_name_or_path")
-        if not base:
+    """Model and processor of whatever kind of checkpoint it is; `options` are those of `from_pretrained` alone."""
+    with _explained(checkpoint.name):
+        config, adapter = checkpoint.json("config.json"), checkpoint.json(lora.CONFIG)
+        if config is not None and original.is_original(config):
+            _refuse(options, "the original LLaVA layout")
+            return _read_original(checkpoint, config, model_base, vision_tower, placement)
+        if adapter is not None:
+            base = checkpoint.other(model_base or adapter.get("base_model_name_or_path") or "")
+            if not base.name:
+                raise AdaptPruneError("it is an adapter that names no base: give what it was trained on as model_base.")
+            if base.json(lora.CONFIG) is not None:
+                raise AdaptPruneError(f"its base {base.name!r} is not a complete model: give one as model_base.")
+            model, processor = _read(base, None, vision_tower, placement, options)
+            return lora.merge(model, checkpoint), processor
+        if config is None and Path(checkpoint.name).is_dir():
             raise AdaptPruneError(
-                "it is an adapter that names no base: give the model it was trained on as model_base."
+                "it is no checkpoint: neither config.json nor adapter_config.json is in it. Give the folder with one."
             )
-        others = {key: value for key, value in options.items() if key not in ("revision", "subfolder")}
-        with _explained(base):
-            model, processor = _read_model(base, placement, others)
-        return lora.merge(model, checkpoint), processor
-    if config is None and Path(checkpoint.name).is_dir():
-        raise AdaptPruneError(
-            "it is no checkpoint: neither config.json nor adapter_config.json is in it. Give the folder that has one."
-        )
-    if model_base:
-        raise AdaptPruneError("it is a complete model, neither adapter nor projector: leave model_base out.")
-    return _read_model(checkpoint.name, placement, options)
+        _refuse({"vision_tower": vision_tower} if vision_tower else {}, "a stock checkpoint")
+        if model_base:
+            raise AdaptPruneError("it is a complete model, neither adapter nor projector: leave model_base out.")
+        return _read_stock(checkpoint, placement, options)
 
 
-def _read_model(source: str, placement: Placement, options: dict[str, Any]) -> tuple[Any, Any]:
+def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str, Any]) -> tuple[Any, Any]:
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    where = {key: options[key] for key in HUB_OPTIONS if key in options}
+    source, where = checkpoint.name, checkpoint.where
     config = AutoConfig.from_pretrained(source, **where)
     family_of(config)
     model, found = AutoModelForImageTextToText.from_pretrained(
-        source, config=config, output_loading_info=True, **placement.options(config), **options
+        source, config=config, output_loading_info=True, **placement.options(config), **where, **options
     )
     if found["missing_keys"]:
         missing = sorted(found["missing_keys"])
@@ -250,8 +247,10 @@ def _explained(source: str) -> Iterator[None]:
 
 
 def _why_not(source: str, error: Exception) -> str:
+    from huggingface_hub.errors import HFValidationError
+
     reason = first_line(error)
-    if isinstance(error, OSError) and not Path(source).exists():
+    if isinstance(error, (OSError, HFValidationError)) and not Path(source).is_dir():
         return (
             f"cannot load {source!r}: it is neither a folder here nor a model that could be fetched ({reason}). "
             "Leave the model out to use the one inside the package."
