@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import pytest
 import torch
@@ -169,6 +170,6 @@ def test_adapters_that_cannot_be_merged(checkpoint, tmp_path, monkeypatch):
         (broken / "adapter_config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(AdaptPruneError, match=text):
             adaptprune.load(str(broken))
-    monkeypatch.setitem(__import__("sys").modules, "peft", None)
+    monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(AdaptPruneError, match="need peft: pip install 'adaptprune\\[lora\\]'"):
         adaptprune.load(str(folder))

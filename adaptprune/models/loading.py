@@ -107,6 +107,8 @@ def _read(
     """Model and processor of whatever kind of checkpoint it is; `options` are those of `from_pretrained` alone."""
     with _explained(checkpoint.name):
         config, adapter = checkpoint.json("config.json"), checkpoint.json(lora.CONFIG)
+        if adapter is not None:
+            lora.require_peft()
         if config is not None and original.is_original(config):
             _refuse(options, "the original LLaVA layout")
             return _read_original(checkpoint, config, model_base, vision_tower, placement)

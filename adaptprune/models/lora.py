@@ -13,6 +13,15 @@ CONFIG = "adapter_config.json"
 BASE = "Give the base that it was trained on as model_base (--model-base)."
 
 
+def require_peft() -> Any:
+    """The package peft; called before gigabytes of a base are read in vain."""
+    try:
+        import peft
+    except ImportError:
+        raise AdaptPruneError("LoRA adapters need peft: pip install 'adaptprune[lora]'.") from None
+    return peft
+
+
 def merge(model: Any, adapter: Checkpoint, renamed: Callable[[str], str] | None = None) -> Any:
     """`model` with the adapter's weights added to its own.
 
@@ -28,10 +37,7 @@ def merge(model: Any, adapter: Checkpoint, renamed: Callable[[str], str] | None 
     AdaptPruneError
         PEFT is missing, it is no LoRA, or one of its weights has no place or another shape.
     """
-    try:
-        import peft
-    except ImportError:
-        raise AdaptPruneError("LoRA adapters need peft: pip install 'adaptprune[lora]'.") from None
+    peft = require_peft()
     settings, weights = adapter.need(CONFIG), adapter.tensors("adapter_model")
     if not weights:
         raise AdaptPruneError("it has neither adapter_model.safetensors nor adapter_model.bin: fetch one of them.")
