@@ -51,7 +51,9 @@ def pope(root: Path) -> None:
             name = f"COCO_val2014_{number:012d}.jpg"
             put(root / "pope/val2014" / name, jpeg(number))
             asked = f"Is there a {'star' if number == 1 else 'cup'} in the image?"
-            labels.append({"question_id": number, "image": name, "text": asked, "label": "yes" if number == 1 else "no"})
+            labels.append(
+                {"question_id": number, "image": name, "text": asked, "label": "yes" if number == 1 else "no"}
+            )
             questions.append(
                 {"question_id": start + number, "image": name, "text": asked + SHORT, "category": category}
             )
@@ -77,7 +79,11 @@ def mme(root: Path) -> None:
 def gqa(root: Path) -> None:
     rows, truth = [], {}
     for number, (asked, answer, structure) in enumerate(
-        [("Is it overcast?", "no", "verify"), ("Who is wearing the dress?", "woman", "query"), ("Is it red?", "yes", "verify")]
+        [
+            ("Is it overcast?", "no", "verify"),
+            ("Who is wearing the dress?", "woman", "query"),
+            ("Is it red?", "yes", "verify"),
+        ]
     ):
         put(root / f"gqa/data/images/n{number}.jpg", jpeg(number))
         name = str(201307251 + number)
@@ -95,7 +101,14 @@ def vqav2(root: Path) -> None:
     for number in range(5):
         name = f"COCO_test2015_{number:012d}.jpg"
         put(root / "vqav2/test2015" / name, jpeg(number))
-        rows.append({"question_id": 262144000 + number, "image": name, "text": f"What is {number}?{SHORT}", "category": "default"})
+        rows.append(
+            {
+                "question_id": 262144000 + number,
+                "image": name,
+                "text": f"What is {number}?{SHORT}",
+                "category": "default",
+            }
+        )
     lines(root / "vqav2/llava_vqav2_mscoco_test2015.jsonl", rows)
     lines(root / "vqav2/llava_vqav2_mscoco_test-dev2015.jsonl", [rows[3], rows[0], rows[1]])
 
@@ -105,7 +118,9 @@ def vqav2_val(root: Path) -> None:
     for number in range(3):
         put(root / f"vqav2/val2014/COCO_val2014_{number:012d}.jpg", jpeg(number))
         questions.append({"image_id": number, "question": "Is it a star?", "question_id": 1000 * number})
-        people = [{"answer": "yes" if n < 4 else "no", "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)]
+        people = [
+            {"answer": "yes" if n < 4 else "no", "answer_confidence": "yes", "answer_id": n + 1} for n in range(10)
+        ]
         annotations.append({
             "question_id": 1000 * number, "image_id": number, "question_type": "is it", "answer_type": "yes/no",
             "multiple_choice_answer": "no", "answers": people,
@@ -120,7 +135,9 @@ def vizwiz(root: Path) -> None:
     for number in range(3):
         name = f"VizWiz_test_{number:08d}.jpg"
         put(root / "vizwiz/test" / name, jpeg(number))
-        rows.append({"question_id": number, "image": name, "text": f"What is this?{unsure}{SHORT}", "category": "default"})
+        rows.append(
+            {"question_id": number, "image": name, "text": f"What is this?{unsure}{SHORT}", "category": "default"}
+        )
         val = f"VizWiz_val_{number:08d}.jpg"
         put(root / "vizwiz/val" / val, jpeg(number))
         people = [{"answer": "A Star." if n < 5 else "unsuitable", "answer_confidence": "yes"} for n in range(10)]
@@ -187,7 +204,8 @@ def mmbench(root: Path, folder: str = "mmbench", name: str = "mmbench_dev_202307
             picture = base64.b64encode(jpeg(index)).decode() if folder == "mmbench" or turn == 0 else str(index)
             rows.append([
                 index + turn * 1000000, "What is it?", hint, *turned, *[""] * (4 - len(options)),
-                "ABCD"[turned.index(right)], "identity_reasoning", picture, "scienceqa", "attribute_reasoning", "", "dev",
+                "ABCD"[turned.index(right)], "identity_reasoning", picture, "scienceqa", "attribute_reasoning", "",
+                "dev",
             ])  # fmt: skip
     path = put(root / folder / f"{name}.tsv", "")
     with path.open("w", newline="", encoding="utf-8") as file:
@@ -202,7 +220,9 @@ def mmbench_cn(root: Path) -> None:
 def seed(root: Path) -> None:
     rows, questions = [], []
     names = {"Scene Understanding": 1, "Instance Identity": 2, "Action Recognition": 10}
-    for number, (kind, folder) in enumerate([(1, "SEED-Bench-image"), (2, "SEED-Bench-image"), (10, "SEED-Bench-video-image")]):
+    for number, (kind, folder) in enumerate(
+        [(1, "SEED-Bench-image"), (2, "SEED-Bench-image"), (10, "SEED-Bench-video-image")]
+    ):
         image = f"{folder}/{number}_{kind}.png"
         put(root / "seed_bench" / image, jpeg(number))
         name = str(101669 + number)
@@ -243,8 +263,8 @@ def textvqa_no_ocr(root: Path) -> None:
 
 MAKERS: dict[str, Callable[[Path], None]] = {
     maker.__name__: maker
-    for maker in (vqav2, gqa, vizwiz, scienceqa, textvqa, textvqa_no_ocr, pope, mme, mmbench, mmbench_cn, seed, llava_bench,
-                  mmvet)
+    for maker in (vqav2, gqa, vizwiz, scienceqa, textvqa, textvqa_no_ocr, pope, mme, mmbench, mmbench_cn, seed,
+                  llava_bench, mmvet)
 }  # fmt: skip
 
 

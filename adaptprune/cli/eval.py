@@ -15,7 +15,7 @@ from adaptprune.cli.quiet import progress_bars
 
 if TYPE_CHECKING:
     from adaptprune.eval.api import Result
-    from adaptprune.eval.runner import Column
+    from adaptprune.eval.columns import Column
     from adaptprune.eval.task import Task
 
 
@@ -59,7 +59,8 @@ def command(
 
         wanted = api.make_columns(method or ["adaptprune"], keep_ratio or [0.1])
         folder = out or Path("runs") / f"eval-lmms-{stamp}"
-        found = bridge.evaluate(lmms, wanted, loaded, folder, batch_size=batch_size, limit=limit, protocol=protocol)
+        asked = {"batch_size": batch_size, "limit": limit, "protocol": protocol, "include": data}
+        found = bridge.evaluate(lmms, wanted, loaded, folder, **asked)
         return evalshow.lmms(found, folder, as_json)
     given = {
         "data": data, "split": split, "limit": limit, "num_chunks": num_chunks, "chunk_idx": chunk_idx,

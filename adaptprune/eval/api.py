@@ -19,10 +19,11 @@ from typing import Any
 from adaptprune.doctor import versions
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval import answers, speed
+from adaptprune.eval.columns import DOWNSAMPLE, UNPRUNED, Column, columns
 from adaptprune.eval.page import AsEvaluated, write_page
 from adaptprune.eval.protocol import AUTO, pick
 from adaptprune.eval.report import markdown, plot, table_csv
-from adaptprune.eval.runner import DOWNSAMPLE, UNPRUNED, Column, Runner, columns
+from adaptprune.eval.runner import Runner
 from adaptprune.eval.submission import JsonLines
 from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Item, Submission, Task
@@ -121,13 +122,13 @@ def evaluate(
         "device": model.device,
         "dtype": model.dtype,
     }
-    _check_folder(folder, record)
+    check_folder(folder, record)
     count = sum(1 for _ in task.items())
     if not count:
         raise AdaptPruneError(f"{task.name} has no questions here: check --limit, --chunk-idx and the question file.")
     loaded, processor = model.loaded
     chosen = pick(protocol, loaded.config)
-    _write_record(folder, record, loaded, chosen)
+    write_record(folder, record, loaded, chosen)
     total(count * len(wanted))
     runner = Runner(
         loaded, processor, folder, batch_size=batch_size, max_new_tokens=longest,
@@ -224,7 +225,7 @@ def _for_page(wanted: Sequence[Column]) -> list[Column]:
     return list(first.values())[:2]
 
 
-def _check_folder(folder: Path, record: dict[str, Any]) -> None:
+def check_folder(folder: Path, record: dict[str, Any]) -> None:
     """Refuse a folder in which something else was run."""
     if folder.exists() and not folder.is_dir():
         raise AdaptPruneError(f"{str(folder)!r} is a file: name a folder for --out.")
@@ -241,7 +242,7 @@ def _check_folder(folder: Path, record: dict[str, Any]) -> None:
         raise AdaptPruneError(f"{str(folder)!r} holds another run ({parts}): use another --out folder.")
 
 
-def _write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str) -> None:
+def write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str) -> None:
     """What is needed to repeat the run; written once."""
     path = folder / "run.json"
     if path.exists():

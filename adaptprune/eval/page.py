@@ -15,8 +15,8 @@ from torch import Tensor
 
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.errors import AdaptPruneError
+from adaptprune.eval.columns import Column
 from adaptprune.eval.protocol import prompt_text, square
-from adaptprune.eval.runner import Column
 from adaptprune.eval.task import Item, Task
 from adaptprune.viz import overlay, side_by_side
 

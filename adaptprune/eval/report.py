@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.eval.runner import UNPRUNED, Column
+from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.stats import Estimate
 from adaptprune.eval.summary import Row, Summary
 

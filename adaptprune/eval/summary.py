@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from adaptprune.eval.runner import UNPRUNED, Column
+from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.speed import Speed
 from adaptprune.eval.stats import Array, Bootstrap, Estimate, estimate
 from adaptprune.eval.task import Item
