@@ -59,7 +59,7 @@ def command(
 
         wanted = api.make_columns(method or ["adaptprune"], keep_ratio or [0.1])
         folder = out or Path("runs") / f"eval-lmms-{stamp}"
-        asked = {"batch_size": batch_size, "limit": limit, "protocol": protocol, "include": data}
+        asked: dict[str, Any] = {"batch_size": batch_size, "limit": limit, "protocol": protocol, "include": data}
         found = bridge.evaluate(lmms, wanted, loaded, folder, **asked)
         return evalshow.lmms(found, folder, as_json)
     given = {

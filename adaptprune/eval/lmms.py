@@ -1,6 +1,6 @@
 """A bridge to lmms-eval: any of its tasks, asked of our models, column by column, with its own metrics.
 
-lmms-eval is an optional extra, imported only here and in `lmms_model`. It finds our model class by the entry point group
+lmms-eval is an optional extra, imported only here and in `lmms_model`. It finds our model class by the entry point
 ``lmms_eval.models``, too: ``lmms_eval --model adaptprune --model_args pretrained=...,method=fastv,keep_ratio=0.1``.
 """
 

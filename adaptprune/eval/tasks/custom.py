@@ -1,7 +1,7 @@
 """Any set of questions in LLaVA's jsonl: ``question_id``, ``image`` and ``text`` on each line, pictures in a folder.
 
-A line may have an ``answer``, too: then the run says how often the two are the same, case and a full stop at the end
-aside. A line without ``image`` is asked without one.
+If the first line has an ``answer``, too, all should: then the run says how often the two are the same, case and a full
+stop at the end aside. A line without ``image`` is asked without one.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Custom(Benchmark):
         if not need(self.file, "the question file").is_file():
             raise AdaptPruneError(f"{str(self.file)!r} is a folder: name the question file (jsonl) in it.")
         need(self.pictures, "the folder of pictures")
-        answered = (not isinstance(found, Bad) and "answer" in found[1] for found in jsonl(self.file))
-        self.scored_by = "" if any(answered) else "nobody: the lines have no answers"
+        first = next((found[1] for found in jsonl(self.file) if not isinstance(found, Bad)), {})
+        self.scored_by = "" if "answer" in first else "reference"
 
     def files(self) -> list[Path]:
         return [self.file]
@@ -61,7 +61,7 @@ class Custom(Benchmark):
         opened = partial(from_file, self.pictures, image) if image else list
         answer = text_of(row, "answer")[0] if row.get("answer") is not None else None
         if answer is None and not self.scored_by:
-            raise ValueError("it has no answer, and other lines have one")
+            raise ValueError("it has no answer, and the first line has one")
         kind = str(row.get("category", "all"))
         return Item(
             question_id, image or question_id, opened, prompt, answer, kind, question_id=row["question_id"],
