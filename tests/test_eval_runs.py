@@ -259,8 +259,8 @@ def test_changed_questions_are_not_continued(tabletop, pocket, tmp_path):
 LARGE = """
 import resource, sys
 from pathlib import Path
-from adaptprune.eval import api
-task = api.make_tasks(["custom"], question_file=Path(sys.argv[1]), image_folder=Path(sys.argv[2]))[0]
+from adaptprune.eval.tasks.custom import Custom
+task = Custom(Path(sys.argv[1]), Path(sys.argv[2]))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 count = sum(1 for _ in task.items())
 task.settings()

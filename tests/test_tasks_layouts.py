@@ -86,15 +86,15 @@ def test_right_answers_score_in_full_and_wrong_ones_nothing(name, data):
         tally = task.tally()
         for item, answer in zip(items, answers, strict=True):
             tally.add(item, answer)
-        assert tally.result()[task.headline] == pytest.approx(value)
+        assert tally.result()[task.headline or "accuracy"] == pytest.approx(value)
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_a_run_from_end_to_end(name, data, pocket, tmp_path):
-    task = task_of(name, data)
+    task = task_of(name, data, limit=2)
     wanted = api.make_columns(["fastv"], [0.25], task)
     result = api.evaluate(task, wanted, tmp_path, model=pocket, batch_size=4, max_new_tokens=2, examples=0)
-    count = EXPECTED[name][0]
+    count = 2
     assert (result.summary.questions, result.summary.problem_count) == (count, 0)
     items = list(task.items())
     for column, row in zip(wanted, result.summary.rows, strict=True):
@@ -104,7 +104,7 @@ def test_a_run_from_end_to_end(name, data, pocket, tmp_path):
         ]
         assert row.kept == (576 if column.method == "unpruned" else 144)
         assert row.speed.first_token_ms > 0
-        assert row.speed.batches == -(-count // 4)
+        assert row.speed.batches == 1
         mine = [json.loads(line) for line in (tmp_path / "llava" / f"{column.file}.jsonl").read_text().splitlines()]
         assert all(
             list(one)[:6] == ["question_id", "prompt", "text", "answer_id", "model_id", "metadata"] for one in mine
@@ -240,7 +240,7 @@ def test_parquet_files_of_the_hub_are_read(name, tmp_path):
     assert task.score(item, answer) == 1
     tally = task.tally()
     tally.add(item, answer)
-    assert tally.result()[task.headline] == (200 if name == "mme" else 100)
+    assert tally.result()[task.headline or "accuracy"] == (200 if name == "mme" else 100)
 
 
 def test_the_video_frame_is_the_middle_one(tmp_path):

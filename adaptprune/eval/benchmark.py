@@ -62,7 +62,6 @@ class Benchmark(Task):
     metric: ClassVar[str]
     splits: ClassVar[dict[str, Split]]
     parquet: ClassVar[str] = ""  # how the names of the parquet files start, where that layout is read too
-    headline = "accuracy"
     max_new_tokens = 128
     methods = ("adaptprune",)
     keep_ratios = (0.1,)
@@ -153,7 +152,7 @@ class _Means:
     """The mean of a benchmark's own scores, overall and by group."""
 
     def __init__(self, task: Benchmark) -> None:
-        self._task, self._means = task, GroupMeans(task.headline)
+        self._task, self._means = task, GroupMeans()
 
     def add(self, item: Item, answer: str) -> None:
         score = self._task.score(item, answer)

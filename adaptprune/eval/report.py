@@ -133,7 +133,7 @@ def plot(summary: Summary, path: Path, title: str) -> None:
     import matplotlib.pyplot as plt
 
     panels = _panels(summary)
-    wide = min(4, max(2, len(panels)))
+    wide = min(4, len(panels))
     high = -(-len(panels) // wide)
     figure, axes = plt.subplots(
         high, wide, figsize=(max(3.4 * wide, 7.5), 2.7 * high + 0.6), squeeze=False, sharex=True

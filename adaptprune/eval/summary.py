@@ -130,20 +130,16 @@ class Summary:
         scored_by: str,
     ) -> None:
         """Add official numbers and times; `headline` names the number that stands for a row."""
+        self.headline, self.scored_by = headline, scored_by
         base = metrics.get(UNPRUNED, {}).get(headline)
-        plain = bool(self.groups)  # the headline is the mean of the scores, which has intervals
         for place, row in enumerate(self.rows):
             found = metrics.get(row.column.name, {})
             value, relative = found.get(headline), row.relative
-            if value is not None and base is not None and self.groups:
-                mean = abs(value - 100 * row.cells[TOTAL].accuracy.value) < 1e-9
-                plain = plain and mean
-                ratio = Estimate(value / base if base else float("nan"), float("nan"), float("nan"))
-                relative = relative if mean else ratio  # there is no interval for it
+            if value is not None and base is not None:  # there is no interval for it
+                relative = Estimate(value / base if base else float("nan"), float("nan"), float("nan"))
             self.rows[place] = replace(
                 row, metrics=found, headline=value, relative=relative, speed=speeds.get(row.column.name)
             )
-        self.headline, self.scored_by = "" if plain else headline, scored_by
 
     def difference(self, one: Column, other: Column, group: str = TOTAL) -> Estimate:
         """Accuracy of one column minus that of another, on the same draws."""
