@@ -72,16 +72,23 @@ def command(
         "batch_size": batch_size, "max_new_tokens": max_new_tokens, "protocol": protocol, "workers": workers,
         "examples": examples, "answers_file": answers_file,
     }  # fmt: skip
+    return _all(list(zip(tasks, columns, strict=True)), out, stamp, {**options, "model": loaded}, as_json)
+
+
+def _all(
+    asked: list[tuple[Task, list[Column]]], out: Path | None, stamp: str, options: dict[str, Any], as_json: bool
+) -> None:
+    from adaptprune.cli import evalshow
+
     summaries = {}
-    for one, wanted in zip(tasks, columns, strict=True):
-        folder = out or Path("runs") / f"eval-{one.name}-{stamp}"
-        result = _with_bar(one, wanted, folder if len(tasks) == 1 else folder / one.name, {**options, "model": loaded})
-        summaries[one.name] = result.summary.to_dict()
+    for task, wanted in asked:
+        folder = out or Path("runs") / f"eval-{task.name}-{stamp}"
+        result = _with_bar(task, wanted, folder if len(asked) == 1 else folder / task.name, options)
+        summaries[task.name] = result.summary.to_dict()
         if not as_json:
-            evalshow.result(one, result)
+            evalshow.result(task, result)
     if as_json:
-        print_json(summaries[tasks[0].name] if len(tasks) == 1 else summaries)
-    return None
+        print_json(summaries if len(summaries) > 1 else next(iter(summaries.values())))
 
 
 def _with_bar(task: Task, wanted: list[Column], folder: Path, options: dict[str, Any]) -> Result:

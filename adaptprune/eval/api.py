@@ -47,6 +47,10 @@ class Model:
     device: str | None = None
     dtype: str | None = None
 
+    def record(self) -> dict[str, Any]:
+        """What was asked for."""
+        return {"model": self.name or "pocket", "device": self.device, "dtype": self.dtype}
+
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
         """(model, processor)"""
@@ -112,16 +116,10 @@ def evaluate(
     model = model or Model()
     named = _answers_files(answers_file, wanted)
     name, longest = model.name or "pocket", max_new_tokens or task.max_new_tokens
-    record = {
-        "task": task.name,
-        "settings": task.settings(),
-        "model": name,
-        "batch_size": batch_size,
-        "max_new_tokens": longest,
+    record = model.record() | {
+        "task": task.name, "settings": task.settings(), "batch_size": batch_size, "max_new_tokens": longest,
         "protocol": protocol,
-        "device": model.device,
-        "dtype": model.dtype,
-    }
+    }  # fmt: skip
     check_folder(folder, record)
     count = sum(1 for _ in task.items())
     if not count:
@@ -138,16 +136,18 @@ def evaluate(
     summary = _summarise(task, wanted, folder, files, name)
     for column, path in named.items():
         _copy(folder / "llava" / f"{column.file}.jsonl", path)
+    _reports(summary, folder, f"{task.name}, {name}")
+    shown = _for_page(wanted)
+    if shown and examples:
+        write_page(AsEvaluated(loaded, processor, chosen), task, shown, folder / "examples.html", examples)
+    return Result(summary, folder)
+
+
+def _reports(summary: Summary, folder: Path, title: str) -> None:
     (folder / "summary.json").write_text(json.dumps(summary.to_dict(), indent=1) + "\n")
     (folder / "table.md").write_text(markdown(summary))
     (folder / "table.csv").write_text(table_csv(summary))
-    shown = f"{task.name}, {name}: {summary.questions} questions, 95 % intervals"
-    plot(summary, folder / "curves.png", shown)
-    shown_columns = _for_page(wanted)
-    if shown_columns and examples:
-        engine = AsEvaluated(loaded, processor, chosen)
-        write_page(engine, task, shown_columns, folder / "examples.html", examples)
-    return Result(summary, folder)
+    plot(summary, folder / "curves.png", f"{title}: {summary.questions} questions, 95 % intervals")
 
 
 def _summarise(task: Task, wanted: Sequence[Column], folder: Path, files: dict[str, Path], model: str) -> Summary:

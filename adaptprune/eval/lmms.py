@@ -13,7 +13,7 @@ from typing import Any
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.api import Model, check_folder, write_record
-from adaptprune.eval.columns import UNPRUNED, Column
+from adaptprune.eval.columns import Column
 
 
 def manifest() -> Any:
@@ -49,40 +49,52 @@ def evaluate(
         method, keep_ratio, task, metric, value, and relative to the unpruned column.
     """
     try:
-        from lmms_eval.evaluator import simple_evaluate
         from lmms_eval.tasks import TaskManager
     except ImportError as error:
         raise AdaptPruneError(f"--lmms needs lmms-eval ({error}): pip install 'adaptprune[lmms]'.") from None
-    from adaptprune.eval.lmms_model import AdaptPruned
-
     manager = TaskManager("WARNING", include_path=str(include) if include else None)
     for name in tasks:
         if name not in manager.all_tasks:
             raise AdaptPruneError(f"lmms-eval has no task {name!r}: see lmms_eval --tasks list.")
-    record = {
-        "task": "lmms-eval", "settings": {"tasks": list(tasks), "limit": limit}, "model": model.name or "pocket",
-        "batch_size": batch_size, "protocol": protocol, "device": model.device, "dtype": model.dtype,
-    }  # fmt: skip
+    settings = {"tasks": list(tasks), "limit": limit}
+    record = {"task": "lmms-eval", "settings": settings, "batch_size": batch_size, "protocol": protocol}
+    record |= model.record()
     check_folder(folder, record)
-    loaded, _ = model.loaded
-    write_record(folder, record, loaded, protocol)
+    write_record(folder, record, model.loaded[0], protocol)
     results: dict[Column, dict[str, Any]] = {}
     for column in wanted:
         path = folder / "lmms" / f"{column.file}.json"
         if not path.exists():
-            asked = AdaptPruned(model=model, column=column, protocol=protocol, batch_size=batch_size)
-            found = simple_evaluate(
-                model=asked, tasks=list(tasks), limit=limit, batch_size=batch_size, task_manager=manager,
-                bootstrap_iters=0, verbosity="WARNING",
-            )  # fmt: skip
+            found = _column(tasks, column, model, manager, batch_size=batch_size, limit=limit, protocol=protocol)
             path.parent.mkdir(parents=True, exist_ok=True)
             part = path.with_suffix(".part")
-            part.write_text(json.dumps(found["results"], indent=1, default=str) + "\n")
+            part.write_text(json.dumps(found, indent=1, default=str) + "\n")
             part.replace(path)
         results[column] = json.loads(path.read_text())
     rows = [row for column, found in results.items() for row in _rows(column, found, results[wanted[0]])]
     (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
     return rows
+
+
+def _column(
+    tasks: Sequence[str],
+    column: Column,
+    model: Model,
+    manager: Any,
+    *,
+    batch_size: int,
+    limit: int | None,
+    protocol: str,
+) -> dict[str, Any]:
+    from lmms_eval.evaluator import simple_evaluate
+
+    from adaptprune.eval.lmms_model import AdaptPruned
+
+    found: dict[str, Any] = simple_evaluate(
+        model=AdaptPruned(model=model, column=column, protocol=protocol, batch_size=batch_size), tasks=list(tasks),
+        limit=limit, batch_size=batch_size, task_manager=manager, bootstrap_iters=0, verbosity="WARNING",
+    )["results"]  # fmt: skip
+    return found
 
 
 def _rows(column: Column, found: dict[str, Any], unpruned: dict[str, Any]) -> list[dict[str, Any]]:
@@ -95,7 +107,7 @@ def _rows(column: Column, found: dict[str, Any], unpruned: dict[str, Any]) -> li
             base = unpruned[task].get(name)
             rows.append(
                 {
-                    "method": column.method if column.method != UNPRUNED else UNPRUNED,
+                    "method": column.method,
                     "keep_ratio": column.keep_ratio,
                     "task": task,
                     "metric": name.partition(",")[0],
