@@ -211,7 +211,7 @@ def test_changed_questions_are_not_continued(tabletop, pocket, tmp_path):
     put(folder / "short.jsonl", "\n".join(rows))
     run(custom(folder), tmp_path / "run", pocket)
     put(folder / "short.jsonl", "\n".join(rows).replace("?", " ?"))
-    with pytest.raises(AdaptPruneError, match="holds another run \\(settings was"):
+    with pytest.raises(AdaptPruneError, match="holds another run \\(settings.files.short.jsonl.bytes was"):
         run(custom(folder), tmp_path / "run", pocket)
 
 
@@ -328,9 +328,13 @@ def test_the_command_line_runs_and_lists(capsys, monkeypatch, tabletop, tmp_path
         (["pope", "--pictures", "3"], "pope has no option --pictures"),
         (["tabletop", "--data", "x"], "tabletop has no option --data"),
         (["pope", "--split", "dev"], "pope has no split 'dev'. Allowed: test."),
+        (["tabletop", "--max-new-tokens", "0"], "max_new_tokens=0 is not allowed"),
+        (["tabletop", "--batch-size", "0"], "batch_size=0 is not allowed"),
+        (["tabletop", "--examples", "-1"], "examples=-1 is not allowed"),
+        (["pope", "--lmms", "mme"], "'pope' and --lmms 'mme' are two runs"),
         (["custom"], "the custom task needs --question-file and --image-folder"),
         (["custom", "--question-file", "nowhere.jsonl", "--image-folder", "."], "'nowhere.jsonl' is missing"),
-        (["custom", "--question-file", ".", "--image-folder", "."], "'.' is a folder: name the question file"),
+        (["custom", "--question-file", ".", "--image-folder", "."], "'.' is no file: name the question file"),
     ],
 )
 def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, text):

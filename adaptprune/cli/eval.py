@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import time
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from adaptprune.cli.app import print_json, stderr
+from adaptprune.cli.app import print_json
 from adaptprune.cli.quiet import progress_bars
+from adaptprune.errors import AdaptPruneError
 
 if TYPE_CHECKING:
-    from adaptprune.eval.api import Result
     from adaptprune.eval.columns import Column
     from adaptprune.eval.task import Task
 
@@ -54,6 +52,8 @@ def command(
         return evalshow.tasks(as_json)
     progress_bars(not as_json)
     loaded, stamp = api.Model(model, device, dtype), time.strftime("%Y%m%d-%H%M%S")
+    if lmms and task:
+        raise AdaptPruneError(f"{task[0]!r} and --lmms {lmms[0]!r} are two runs: name tasks of one kind.")
     if lmms:
         from adaptprune.eval import lmms as bridge
 
@@ -83,7 +83,7 @@ def _all(
     summaries = {}
     for task, wanted in asked:
         folder = out or Path("runs") / f"eval-{task.name}-{stamp}"
-        result = _with_bar(task, wanted, folder if len(asked) == 1 else folder / task.name, options)
+        result = evalshow.with_bar(task, wanted, folder if len(asked) == 1 else folder / task.name, options)
         summaries[task.name] = result.summary.to_dict()
         if not as_json:
             evalshow.result(task, result)
@@ -91,18 +91,4 @@ def _all(
         print_json(summaries if len(summaries) > 1 else next(iter(summaries.values())))
 
 
-def _with_bar(task: Task, wanted: list[Column], folder: Path, options: dict[str, Any]) -> Result:
-    from adaptprune.eval import api
-
-    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*parts, console=stderr) as bar:
-        line = bar.add_task(f"{task.name} answers", total=None)
-        total = partial(_set_total, bar, line)
-        return api.evaluate(task, wanted, folder, total=total, progress=partial(bar.advance, line), **options)
-
-
 command.__name__ = "eval"
-
-
-def _set_total(bar: Progress, line: TaskID, count: int) -> None:
-    bar.update(line, total=count)

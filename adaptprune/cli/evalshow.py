@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from adaptprune.cli.app import print_json, stderr, stdout
-from adaptprune.eval.api import Result
+from adaptprune.eval.api import Result, evaluate
+from adaptprune.eval.columns import Column
 from adaptprune.eval.task import Task
 
-MOST_GROUPS = 10
+MOST_GROUPS = 5
 MOST_PROBLEMS = 5
 
 
@@ -30,6 +33,23 @@ def tasks(as_json: bool) -> None:
             for name, what in split["files"].items():
                 stdout.print(f"        {name}  [dim]{what.rstrip(',')}[/]", soft_wrap=True)
     return None
+
+
+def with_bar(task: Task, wanted: list[Column], folder: Path, options: dict[str, Any]) -> Result:
+    """The bar appears when the number of answers is known: before that, a mistake is all there is to say."""
+    parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    bar = Progress(*parts, console=stderr)
+    line = bar.add_task(f"{task.name} answers", total=None)
+
+    def total(count: int) -> None:
+        bar.update(line, total=count)
+        bar.start()
+
+    try:
+        return evaluate(task, wanted, folder, total=total, progress=partial(bar.advance, line), **options)
+    finally:
+        if bar.live.is_started:  # else it would end in an empty line
+            bar.stop()
 
 
 def result(task: Task, found: Result) -> None:
@@ -52,7 +72,8 @@ def result(task: Task, found: Result) -> None:
     if task.name == "tabletop" and gate["random_loss_at_10_percent"] is not None:
         verdict = "passed" if gate["passed"] else "NOT passed: differences between methods mean little on this model"
         stdout.print(f"validity gate (random at 10 % loses {gate['random_loss_at_10_percent']:.1%}): {verdict}")
-    stdout.print(f"[dim]accuracies in percent, ± half of the 95 % interval; written to {found.folder}[/]")
+    rest = f"{len(summary.groups) - len(groups)} more types in table.md; " if len(summary.groups) > len(groups) else ""
+    stdout.print(f"[dim]accuracies in percent, ± half of the 95 % interval; {rest}written to {found.folder}[/]")
 
 
 def lmms(found: list[dict[str, Any]], folder: Path, as_json: bool) -> None:

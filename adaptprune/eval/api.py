@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+from adaptprune.checks import whole
 from adaptprune.doctor import versions
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval import answers, speed
@@ -29,6 +30,8 @@ from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Item, Submission, Task
 from adaptprune.methods import list_methods
 from adaptprune.models import load
+
+MOST_CHANGES = 4  # that a message names
 
 
 @dataclass(frozen=True)
@@ -115,7 +118,10 @@ def evaluate(
     """
     model = model or Model()
     named = _answers_files(answers_file, wanted)
-    name, longest = model.name or "pocket", max_new_tokens or task.max_new_tokens
+    name, longest = model.name or "pocket", task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    for option, value, most in (("batch_size", batch_size, 2**16), ("max_new_tokens", longest, 2**20)):
+        whole(option, value, 1, most)
+    whole("examples", examples, 0, 2**16)
     record = model.record() | {
         "task": task.name, "settings": task.settings(), "batch_size": batch_size, "max_new_tokens": longest,
         "protocol": protocol,
@@ -234,12 +240,22 @@ def check_folder(folder: Path, record: dict[str, Any]) -> None:
         return
     try:
         before = json.loads(path.read_text())["run"]
-        changed = [key for key, value in record.items() if before.get(key) != value]
+        changed = list(_changes(before, json.loads(json.dumps(record))))
     except (ValueError, TypeError, KeyError, AttributeError):
         raise AdaptPruneError(f"{str(path)!r} is damaged: use another --out folder.") from None
     if changed:
-        parts = ", ".join(f"{key} was {before.get(key)!r}" for key in changed)
+        parts = ", ".join(changed[:MOST_CHANGES])
         raise AdaptPruneError(f"{str(folder)!r} holds another run ({parts}): use another --out folder.")
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any], where: str = "") -> Iterator[str]:
+    """What was otherwise, each with its name."""
+    for key, value in now.items():
+        was = before.get(key)
+        if isinstance(was, dict) and isinstance(value, dict):
+            yield from _changes(was, value, f"{where}{key}.")
+        elif was != value:
+            yield f"{where}{key} was {was!r}"
 
 
 def write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str) -> None:

@@ -82,17 +82,26 @@ class Benchmark(Task):
         whole("num_chunks", num_chunks, 1, 2**20)
         whole("chunk_idx", chunk_idx, 0, num_chunks - 1)
         self.split, self.limit, self.num_chunks, self.chunk_idx = split, limit, num_chunks, chunk_idx
-        names = list(self.splits[split].files)
-        places = [*(Path(data) / folder for folder in self.folders), Path(data)]
-        self.root = next((place for place in places if any((place / name).exists() for name in names)), None) or next(
-            (place for place in places if place.is_dir()), places[0]
-        )
-        self.shards: list[Path] = []
-        if self.parquet and not (names and (self.root / names[0]).exists()):
-            self.shards = sorted(self.root.rglob(f"{self.parquet}*.parquet"))
+        self.root, self.shards = self._find(Path(data), list(self.splits[split].files))
         if not self.shards:
             for name, what in self.splits[split].files.items():
                 need(self.root / name, what)
+
+    def _find(self, data: Path, names: list[str]) -> tuple[Path, list[Path]]:
+        """The folder that holds any of the files, or else parquet files, which are given, too."""
+        own = [data / folder for folder in self.folders]
+        for place in (*own, data):
+            if any((place / name).exists() for name in names):
+                return place, []
+        if self.parquet:
+            pattern = f"{self.parquet}*.parquet"
+            found = [(place, sorted(place.rglob(pattern))) for place in own]
+            # the data folder itself may hold other benchmarks
+            found.append((data, sorted((*data.glob(pattern), *data.glob(f"data/{pattern}")))))
+            for place, shards in found:
+                if shards:
+                    return place, shards
+        return (own[0] if own else data), []
 
     def path(self, name: str) -> Path:
         return self.root / name

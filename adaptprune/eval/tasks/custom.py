@@ -43,7 +43,7 @@ class Custom(Benchmark):
             raise AdaptPruneError("the custom task needs --question-file and --image-folder.")
         self.file, self.pictures = Path(question_file), Path(image_folder)
         if not need(self.file, "the question file").is_file():
-            raise AdaptPruneError(f"{str(self.file)!r} is a folder: name the question file (jsonl) in it.")
+            raise AdaptPruneError(f"{str(self.file)!r} is no file: name the question file (jsonl).")
         need(self.pictures, "the folder of pictures")
         first = next((found[1] for found in jsonl(self.file) if not isinstance(found, Bad)), {})
         self.scored_by = "" if "answer" in first else "reference"
