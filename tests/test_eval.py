@@ -13,18 +13,20 @@ from PIL import Image
 from adaptprune import AdaptPruneError
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval import api
+from adaptprune.eval.answers import read
+from adaptprune.eval.columns import UNPRUNED, Column, columns
 from adaptprune.eval.page import write_page
 from adaptprune.eval.report import markdown, plot, table_csv
-from adaptprune.eval.runner import UNPRUNED, Column, Runner, columns
+from adaptprune.eval.runner import Runner
 from adaptprune.eval.stats import Bootstrap, estimate
 from adaptprune.eval.summary import TOTAL, Summary
-from adaptprune.eval.task import Item
+from adaptprune.eval.task import Item, Task
 from adaptprune.eval.tasks.tabletop import Tabletop, mentioned
 from adaptprune.models import load
 from adaptprune.tabletop import QUESTION_TYPES
 
 
-class Toy:
+class Toy(Task):
     """Twelve questions about five pictures, for the tiny model."""
 
     name = "toy"
@@ -59,7 +61,8 @@ def contents(folder):
 
 def run(loaded, folder, wanted, **options):
     options = {"batch_size": 5, "max_new_tokens": 3, **options}
-    return Runner(*loaded, folder, **options).run(Toy(), wanted)
+    files = Runner(*loaded, folder, **options).run(Toy(), wanted)
+    return {name: list(read(path)) for name, path in files.items()}
 
 
 def test_a_run_answers_every_item_in_order(loaded, tmp_path):
@@ -248,18 +251,18 @@ def test_tabletop_asks_about_two_pictures():
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
     record = {"task": "a", "settings": {}, "model": "pocket"}
-    api._check_folder(tmp_path, record)
-    api._write_record(tmp_path, record)
-    api._check_folder(tmp_path, dict(record))
+    api.check_folder(tmp_path, record)
+    api.write_record(tmp_path, record, SimpleNamespace(config=None, dtype="float32", device="cpu"), "model")
+    api.check_folder(tmp_path, dict(record))
     saved = json.loads((tmp_path / "run.json").read_text())
-    assert set(saved) == {"run", "command", "versions", "python", "commit"}
+    assert {"run", "command", "versions", "python", "commit", "model_revision", "seeds", "protocol"} <= set(saved)
     with pytest.raises(AdaptPruneError, match="holds another run \\(model was 'pocket'\\)"):
-        api._check_folder(tmp_path, {**record, "model": "x"})
+        api.check_folder(tmp_path, {**record, "model": "x"})
     (tmp_path / "run.json").write_text("[1")
     with pytest.raises(AdaptPruneError, match="run.json' is damaged"):
-        api._check_folder(tmp_path, record)
+        api.check_folder(tmp_path, record)
     with pytest.raises(AdaptPruneError, match="is a file: name a folder"):
-        api._check_folder(tmp_path / "run.json", record)
+        api.check_folder(tmp_path / "run.json", record)
 
 
 def test_an_estimate_of_nothing_is_not_a_number():
