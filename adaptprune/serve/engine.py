@@ -80,7 +80,6 @@ class Engine:
         self.name, self.model, self.processor = name, model, processor
         self.limits, self.pruner = limits or EngineLimits(), pruner
         self.prompter = Prompter(processor)
-        self.cancelled = 0
         self._batch = Batch(model, processor, self.prompter.tokenizer())
         self._text = model.config.get_text_config()
         self._open: set[Job] = set()
@@ -179,6 +178,16 @@ class Engine:
                 "max_tokens",
             )
 
+    def check(self, pruner: Pruner) -> None:
+        """Raise AdaptPruneError if this model cannot be pruned so."""
+        layers = self._text.num_hidden_layers
+        for layer in pruner.schedule(layers):
+            if not 0 <= layer < layers:
+                raise AdaptPruneError(
+                    f"layer={layer} is outside the model, which has {layers} decoder layers: use "
+                    f"{pruner.smallest_layer} to {layers - 1}."
+                )
+
     def submit(self, job: Job, turns: Sequence[Turn]) -> None:
         """Build the model's inputs and put the request in the queue. Slow (images): not for an event loop.
 
@@ -233,9 +242,8 @@ class Engine:
     def cancel(self, job: Job) -> None:
         """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""
         with self._wake:
-            if not job.closed and not job.cancelled:
+            if not job.closed:
                 job.cancelled = True
-                self.cancelled += 1
                 if not job.rows:  # the engine's thread closes those that it works on
                     self._close(job)
                 self._wake.notify()

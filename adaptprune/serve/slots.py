@@ -30,6 +30,8 @@ class SlotLayer(CacheLayerMixin):
     """One layer's keys and values of all rows, (rows, heads, columns, width), and how many of them each row holds."""
 
     is_sliding = False
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, window: int | None = None) -> None:
         super().__init__()
@@ -82,8 +84,7 @@ class SlotLayer(CacheLayerMixin):
         self.lengths.pop()
         self._places = None
         if not self.lengths:  # an idle server holds no buffer
-            self.keys = self.values = None
-            self.is_initialized = False
+            self.keys, self.values, self.is_initialized = None, None, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one new key per row, (rows, heads, 1, width); returns all, (rows, heads, longest, width)."""
