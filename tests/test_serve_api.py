@@ -19,8 +19,9 @@ import adaptprune
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings
-from adaptprune.serve.engine import Engine, EngineLimits
+from adaptprune.serve.engine import Engine
 from adaptprune.serve.guard import GuardLimits, Keys
+from adaptprune.serve.limits import EngineLimits
 from tests.serving import data_url, live, picture, user
 
 QUESTION = "What colour is the triangle?"

@@ -14,9 +14,10 @@ from transformers import DynamicCache
 import adaptprune
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
-from adaptprune.serve.engine import Engine, EngineLimits
+from adaptprune.serve.engine import Engine
 from adaptprune.serve.errors import ServeError
 from adaptprune.serve.jobs import Delta, Done, Failed, Sampling
+from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.prompts import Turn
 from adaptprune.serve.slots import Slots
 from tests.serving import picture

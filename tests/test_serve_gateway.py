@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import httpx
 import openai
@@ -71,15 +71,21 @@ def fleet(checkpoint):
     gateway_port, ports = free_port(), [free_port(), free_port()]
     url = f"http://127.0.0.1:{gateway_port}"
     with live(Engine("org/their-name", model, processor)) as other:
-        gateway = command("gateway", "--port", str(gateway_port), "--metrics-port", str(free_port()),
-                          "--upstream", f"other={other.url}/v1")  # fmt: skip
-        serve = [
-            command("serve", "--model", f"tiny={checkpoint}", "--method", "none", "--port", str(port), "--register", url,
-                    "--log-level", "warning")
-            for port in ports
-        ]  # fmt: skip
-        with gateway as process, serve[0] as first, serve[1] as second:
-            workers = {f"http://127.0.0.1:{port}": worker for port, worker in zip(ports, (first, second), strict=True)}
+        gateway = [
+            "--port",
+            str(gateway_port),
+            "--metrics-port",
+            str(free_port()),
+            "--upstream",
+            f"other={other.url}/v1",
+        ]
+        worker = ["--model", f"tiny={checkpoint}", "--method", "none", "--register", url, "--log-level", "warning"]
+        with ExitStack() as stack:
+            process = stack.enter_context(command("gateway", *gateway))
+            workers = {
+                f"http://127.0.0.1:{port}": stack.enter_context(command("serve", *worker, "--port", str(port)))
+                for port in ports
+            }
             until(lambda: listed(url) >= {*workers, other.url})
             yield url, workers, process, other
 

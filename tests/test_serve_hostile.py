@@ -23,9 +23,10 @@ from adaptprune.methods import make_pruner
 from adaptprune.serve import pictures
 from adaptprune.serve import server as serving
 from adaptprune.serve.app import Settings
-from adaptprune.serve.engine import Engine, EngineLimits
+from adaptprune.serve.engine import Engine
 from adaptprune.serve.errors import ServeError
 from adaptprune.serve.guard import GuardLimits
+from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.pictures import ImageLimits
 from tests.serving import data_url, live, picture, user
 

@@ -13,7 +13,8 @@ import psutil
 import adaptprune
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
-from adaptprune.serve.engine import Engine, EngineLimits
+from adaptprune.serve.engine import Engine
+from adaptprune.serve.limits import EngineLimits
 from tests.serving import data_url, live, picture, user
 
 QUESTIONS = ["What colour is the triangle?", "Is there a cyan circle?", "What shape is the pink object?"]

@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Serve models over the OpenAI chat API."""
     needs_extra("serve", "fastapi", "uvicorn", "httpx", "prometheus_client")
-    from adaptprune.serve.engine import EngineLimits
     from adaptprune.serve.guard import GuardLimits, Keys
+    from adaptprune.serve.limits import EngineLimits
     from adaptprune.serve.pictures import ImageLimits
     from adaptprune.serve.server import Server, check_access, check_numbers
 

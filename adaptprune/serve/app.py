@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import HTTPException
@@ -23,13 +23,15 @@ from adaptprune.serve.describe import describe
 from adaptprune.serve.engine import Engine
 from adaptprune.serve.errors import ServeError, from_exception
 from adaptprune.serve.guard import Guard, GuardLimits, Keys
-from adaptprune.serve.jobs import Delta, Event, Failed, Job
+from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job
 from adaptprune.serve.metrics import Metrics
 from adaptprune.serve.pictures import ImageLimits
 from adaptprune.serve.schemas import ChatRequest, parse
 
+T = TypeVar("T")
 #: Threads that decode images and build inputs; few, because each may hold a large picture.
 PREPARERS = 2
+SMALL = 100_000  # bytes of JSON that are parsed in a millisecond
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,7 @@ class Service:
         if kind != "application/json":
             # also what keeps a web page from posting here without asking the browser's permission first
             raise ServeError(415, "unsupported_media_type", "send the request as application/json.")
-        loop = asyncio.get_running_loop()
-        ask = await loop.run_in_executor(self._preparers, parse, body)
+        ask = parse(body) if len(body) < SMALL else await asyncio.to_thread(parse, body)
         engine = self.engine(ask.model)
         try:
             return await self._answer(request, ask, engine)
@@ -138,7 +139,7 @@ class Service:
         if isinstance(event, Failed):
             raise event.error
         self.metrics.answered(engine.name, event.usage)
-        return writer.whole(texts, finishes, event)
+        return await _built(event, lambda: writer.whole(texts, finishes, event))
 
     async def _chunks(
         self, engine: Engine, writer: Writer, ask: ChatRequest, event: Event, events: asyncio.Queue[Event], usage: bool
@@ -154,7 +155,7 @@ class Service:
             return
         self.metrics.answered(engine.name, event.usage)
         if usage:
-            yield writer.usage(event)
+            yield await _built(event, lambda: writer.usage(event))
         yield END
 
 
@@ -176,6 +177,11 @@ class _Stream(StreamingResponse):
 
 class _Gone(Exception):
     """The client left."""
+
+
+async def _built(event: Done, build: Callable[[], T]) -> T:
+    """What `build` makes; off the event loop if a picture has to be encoded."""
+    return build() if event.overlay is None else await asyncio.to_thread(build)
 
 
 async def _unless_gone(request: Request, work: Any) -> Any:

@@ -1,8 +1,8 @@
 """The engine: one thread that answers requests with one model, many at a time.
 
-Each prompt is read alone, under its own `adaptprune.prune`; its cache then joins the running `Batch`, which
-writes one token per step for every row. Between two steps one waiting prompt is read at most, so that a new request
-joins without waiting for the longest answer and running answers are held up by one prefill at most.
+Each prompt is read alone, under its own `adaptprune.prune`; its cache then joins the running `Batch`, which writes one
+token per step for every row. Between two steps one waiting prompt is read at most, so that a new request joins without
+waiting for the longest answer and running answers are held up by one prefill at most.
 
 Not here: HTTP, images from the network, API keys. Front ends in the same process use `Engine.stream`.
 """
@@ -15,7 +15,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,34 +24,10 @@ from adaptprune.pruner import Pruner
 from adaptprune.serve.batch import Batch, Counters
 from adaptprune.serve.errors import ServeError, bad_request, from_exception, out_of_memory
 from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job, Sampling
+from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.prompts import Prompter, Turn
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class EngineLimits:
-    """What one engine takes on.
-
-    Attributes
-    ----------
-    max_batch : int
-        Rows that are written at the same time (a request with n choices takes n).
-    max_queue : int
-        Requests that may wait beyond those; one more is refused with 429.
-    max_tokens : int
-        The most new tokens of one answer.
-    max_prompt_tokens : int or None
-        None: the model's context.
-    timeout : float
-        Seconds after which a request is given up.
-    """
-
-    max_batch: int = 32
-    max_queue: int = 128
-    max_tokens: int = 2048
-    max_prompt_tokens: int | None = None
-    timeout: float = 600.0
 
 
 class Engine:
@@ -149,7 +124,7 @@ class Engine:
         ServeError
             429 if the queue is full, 503 while shutting down, 400 for what this engine cannot do.
         """
-        self._check(sampling)
+        self.limits.check(sampling)
         limit = self.limits.timeout if timeout is None else min(timeout, self.limits.timeout)
         deadline = time.monotonic() + limit
         job = Job(sampling, pruner, on_event, deadline, want_kept=want_kept, want_overlay=want_overlay)
@@ -167,16 +142,6 @@ class Engine:
                 )
             self._open.add(job)
         return job
-
-    def _check(self, sampling: Sampling) -> None:
-        if sampling.n > self.limits.max_batch:
-            raise bad_request(f"n={sampling.n} is not allowed: use 1 to {self.limits.max_batch}.", "n")
-        if sampling.max_tokens is not None and sampling.max_tokens > self.limits.max_tokens:
-            raise bad_request(
-                f"max_tokens={sampling.max_tokens} is not allowed: this server writes at most "
-                f"{self.limits.max_tokens} tokens.",
-                "max_tokens",
-            )
 
     def check(self, pruner: Pruner) -> None:
         """Raise AdaptPruneError if this model cannot be pruned so."""
@@ -198,7 +163,8 @@ class Engine:
         """
         job.inputs = self.prompter.inputs(turns)
         length = job.inputs["input_ids"].shape[1]
-        job.max_tokens = self._room(length, job)
+        job.max_tokens = self.limits.room(length, self.context, job.sampling)
+        self._check_window(length + job.max_tokens, job.pruner)
         job.usage.prompt_tokens = length
         job.usage.method = job.pruner.spec() if job.pruner else None
         with self._wake:
@@ -208,36 +174,14 @@ class Engine:
                 self._waiting.append(job)
                 self._wake.notify()
 
-    def _room(self, length: int, job: Job) -> int:
-        """How many tokens the answer may have."""
-        wanted, allowed = job.sampling.max_tokens, self.limits.max_prompt_tokens
-        if allowed is not None and length > allowed:
-            raise bad_request(
-                f"the prompt has {length} tokens (images included), more than the {allowed} that this server takes.",
-                "messages",
-                "context_length_exceeded",
-            )
-        room = self.limits.max_tokens
-        if self.context is not None:
-            room = min(room, self.context - length)
-            if room < (wanted or 1):
-                raise bad_request(
-                    f"the prompt has {length} tokens (images included) and max_tokens={wanted or 1}: together more "
-                    f"than the model's context of {self.context}. Shorten the conversation, or use fewer images or "
-                    "new tokens.",
-                    "messages",
-                    "context_length_exceeded",
-                )
-        most = wanted or room
+    def _check_window(self, total: int, pruner: Pruner | None) -> None:
         windows = self._batch.windows
-        if job.pruner is not None and windows and length + most > min(windows):
+        if pruner is not None and windows and total > min(windows):
             raise bad_request(
-                f"prompt and answer may have {length + most} tokens, more than the decoder's sliding window of "
-                f"{min(windows)}, beyond which pruning is not supported: use a smaller max_tokens, or "
-                '"pruning": {"method": "none"}.',
+                f"prompt and answer may have {total} tokens, more than the decoder's sliding window of {min(windows)}, "
+                'beyond which pruning is not supported: use a smaller max_tokens, or "pruning": {"method": "none"}.',
                 "max_tokens",
             )
-        return most
 
     def cancel(self, job: Job) -> None:
         """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""

@@ -73,6 +73,14 @@ def check_numbers(**values: float | None) -> None:
             raise AdaptPruneError(f"{option} {value} is not allowed: use {smallest} to {largest}.")
 
 
+class _Quiet(logging.Filter):
+    """Keeps what machines ask every few seconds out of the access log."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        parts = record.args if isinstance(record.args, tuple) else ()
+        return not (len(parts) == 5 and str(parts[2]).startswith(("/health", "/ready", "/metrics")) and parts[4] == 200)
+
+
 class _Protocol(H11Protocol):
     """Closes connections whose first request's head does not arrive; uvicorn waits for it for ever."""
 
@@ -123,6 +131,7 @@ class Server(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
+        logging.getLogger("uvicorn.access").addFilter(_Quiet())
         self._service = app.state.service
         self._drain = drain
         self._registration = registration

@@ -156,11 +156,8 @@ class Slots(Cache):
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        return sum(
-            layer.keys.nbytes + layer.values.nbytes
-            for layer in self.layers
-            if layer.keys is not None and layer.values is not None
-        )
+        pairs = [(layer.keys, layer.values) for layer in self.layers]  # read once: other threads ask, too
+        return sum(keys.nbytes + values.nbytes for keys, values in pairs if keys is not None and values is not None)
 
     def join(self, cache: DynamicCache) -> None:
         """Append the one row of a cache in which a prompt was read."""
