@@ -309,6 +309,7 @@ class Engine:
                 self._fail(row.job, _too_late())
         self._batch.drop(lambda row: row.job.closed)
         with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.closed)
             late = [job for job in self._waiting if now > job.deadline]
         for job in late:
             self._fail(job, _too_late())
