@@ -20,10 +20,14 @@ from transformers import DynamicCache, LogitsProcessorList
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import prune
+from adaptprune.serve.errors import ServeError
 from adaptprune.serve.jobs import Delta, Job, Row
 from adaptprune.serve.reading import image_uses, kv_sizes
 from adaptprune.serve.slots import Slots, install_masks
 from adaptprune.serve.text import Detokenizer, StopText
+
+#: What was written for a job, or why nothing could be.
+Written = Iterator[tuple[Job, Delta | Exception]]
 
 
 @dataclass
@@ -94,7 +98,7 @@ class Batch:
                 if place < len(self.rows):
                     self.rows[place] = last
 
-    def read(self, job: Job) -> Iterator[tuple[Job, Delta]]:
+    def read(self, job: Job) -> Written:
         """Read a prompt, let its choices join, and write the first token of each."""
         start = time.perf_counter()
         device = self.model.device
@@ -151,7 +155,7 @@ class Batch:
         stops = StopText(list(sampling.stop))
         return Row(job, index, ids, position, processors, generator, Detokenizer(self._tokenizer), stops)
 
-    def step(self) -> Iterator[tuple[Job, Delta]]:
+    def step(self) -> Written:
         """Write one token for every row. If it fails, the rows are as they were."""
         rows, device = list(self.rows), self.model.device
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
@@ -176,19 +180,27 @@ class Batch:
         self.counters.step_rows += len(rows)
         return self._advance(rows, output.logits[:, -1].float())
 
-    def _advance(self, rows: list[Row], scores: Tensor) -> Iterator[tuple[Job, Delta]]:
+    def _advance(self, rows: list[Row], scores: Tensor) -> Written:
         """Choose one token for each of `rows`, whose scores are (rows, vocabulary)."""
         best = scores.max(-1)
         greedy, broken = best.indices.tolist(), (~best.values.isfinite()).tolist()
         for place, row in enumerate(rows):
             if row.job.closed or row.job.cancelled:
                 continue
-            if broken[place]:
-                yield row.job, Delta(row.index, "", "nan")
-                continue
-            plain = row.generator is None and not row.processors
-            token = greedy[place] if plain else row.choose(scores[place : place + 1])
-            yield row.job, row.accept(token, self._eos)
+            try:
+                if broken[place]:
+                    raise _not_a_number()
+                plain = row.generator is None and not row.processors
+                token = greedy[place] if plain else row.choose(scores[place : place + 1])
+                delta = row.accept(token, self._eos)
+            except Exception as error:  # the others have been computed already and go on
+                yield row.job, error
+            else:
+                yield row.job, delta
+
+
+def _not_a_number() -> ServeError:
+    return ServeError(500, "not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
 
 
 def _eos_of(model: Any) -> frozenset[int]:
