@@ -50,19 +50,29 @@ def open_image(source: str | Path) -> Image.Image:
     return decode_image(data, name)
 
 
-def decode_image(data: bytes, name: str) -> Image.Image:
-    """The picture in `data`; `name` is for error messages. See `open_image`."""
+def decode_image(
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+) -> Image.Image:
+    """The picture in `data`; `name` is for error messages. See `open_image`.
+
+    Parameters
+    ----------
+    max_pixels : int
+        Larger pictures are refused before they are decoded.
+    formats : tuple of str, optional
+        Pillow's names of the formats to try; None: all that it knows, some of which start other programs.
+    """
     if not data:
         raise AdaptPruneError(f"{name!r} is empty: it has no bytes.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
-            opened = Image.open(io.BytesIO(data))
+            opened = Image.open(io.BytesIO(data), formats=formats)
         with opened as picture:
             width, height = picture.size  # from the header: nothing is decoded yet
-            if width * height > MAX_PIXELS:
+            if width * height > max_pixels:
                 raise AdaptPruneError(
-                    f"{name!r} has {width} x {height} pixels, more than the {MAX_PIXELS:,} "
+                    f"{name!r} has {width} x {height} pixels, more than the {max_pixels:,} "
                     "that are allowed: make it smaller."
                 )
             if max(width, height) > MAX_ASPECT * min(width, height):
@@ -82,7 +92,7 @@ def decode_image(data: bytes, name: str) -> Image.Image:
         raise AdaptPruneError(f"{name!r} is not an image that can be read: use PNG, JPEG, WebP, GIF or BMP.") from None
     except Image.DecompressionBombError:
         raise AdaptPruneError(
-            f"{name!r} has more than the {MAX_PIXELS:,} pixels that are allowed: make it smaller."
+            f"{name!r} has more than the {max_pixels:,} pixels that are allowed: make it smaller."
         ) from None
     except (OSError, SyntaxError, ValueError, EOFError) as error:  # what PIL's decoders raise on damaged files
         raise AdaptPruneError(f"{name!r} is damaged or cut off ({error}): save or download it again.") from None

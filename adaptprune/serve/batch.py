@@ -1,0 +1,210 @@
+"""The running batch of one model: reads prompts one by one, then writes one token per step for all of them.
+
+What a row computes does not depend on its neighbours: a pruned answer in a batch is the answer of the same request
+alone. Used from one thread. Not here: queues, deadlines, who is told.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LogitsProcessorList
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families import family_of
+from adaptprune.hooks import prune
+from adaptprune.serve.errors import ServeError
+from adaptprune.serve.jobs import Delta, Job, Row
+from adaptprune.serve.reading import image_uses, kv_sizes
+from adaptprune.serve.slots import Slots, install_masks
+from adaptprune.serve.text import Detokenizer, StopText
+
+#: What was written for a job, or why nothing could be.
+Written = Iterator[tuple[Job, Delta | Exception]]
+
+
+@dataclass
+class Counters:
+    """Totals since the start."""
+
+    steps: int = 0
+    step_rows: int = 0
+    prefills: int = 0
+
+
+class Batch:
+    """Rows that are being written.
+
+    Parameters
+    ----------
+    model, processor
+        As `adaptprune.load` gives them. Nothing else may use the model meanwhile.
+    tokenizer
+        For this thread alone.
+
+    Raises
+    ------
+    AdaptPruneError
+        A model or an attention implementation that cannot be batched.
+    """
+
+    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
+        self.model, self.processor = model, processor
+        self.rows: list[Row] = []
+        self.counters = Counters()
+        self._tokenizer = tokenizer
+        self._family = family_of(model.config)
+        decoder: Any = self._family.decoder(model)
+        self._backend: str = decoder.config._attn_implementation or "eager"
+        if self._backend == "flex_attention":
+            raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
+        self._slots = Slots(model.config)
+        self._remove_masks = install_masks(decoder, self._backend)
+        self._eos = _eos_of(model)
+
+    @property
+    def windows(self) -> list[int]:
+        """Sliding windows of the decoder's layers; empty if it has none."""
+        return [window for window in self._slots.windows if window is not None]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the KV cache."""
+        return self._slots.nbytes
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self.clear()
+        self._remove_masks()
+
+    def clear(self) -> None:
+        """Drop all rows."""
+        self.rows.clear()
+        self._slots.clear()
+
+    def drop(self, gone: Callable[[Row], bool]) -> None:
+        """Let rows leave."""
+        for place in range(len(self.rows) - 1, -1, -1):
+            if gone(self.rows[place]):
+                self._slots.leave(place)
+                last = self.rows.pop()  # as Slots does: the last row takes the place
+                if place < len(self.rows):
+                    self.rows[place] = last
+
+    def read(self, job: Job) -> Written:
+        """Read a prompt, let its choices join, and write the first token of each."""
+        start = time.perf_counter()
+        device = self.model.device
+        inputs = {
+            key: value.to(device, self.model.dtype if value.is_floating_point() else None)
+            for key, value in job.inputs.items()
+        }
+        ids = inputs["input_ids"]
+        # as generate() does it; models with M-RoPE have more than one axis of positions
+        positions = self.model._prepare_position_ids_for_generation(ids, dict(inputs))
+        cache = DynamicCache()  # without the config: sliding layers keep everything, and Slots masks them
+        with prune(self.model, job.pruner) if job.pruner is not None else nullcontext() as report:
+            output = self.model(
+                **inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+        usage = job.usage
+        usage.images = image_uses(self._family, self.model.config, inputs, report, job.want_kept)
+        usage.selection_ms = report.selection_ms if report is not None else 0.0
+        usage.kv_bytes, usage.kv_bytes_unpruned = kv_sizes(cache, ids.shape[1])
+        if job.want_overlay and report is not None and report.num_visual:
+            from adaptprune.viz import overlay
+
+            job.picture = overlay(self.model.config, self.processor, inputs, report.samples[0])
+        fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
+        for row in fresh:
+            self._slots.join(cache)
+            self.rows.append(row)
+        self.counters.prefills += 1
+        usage.prefill_ms = 1000 * (time.perf_counter() - start)
+        return self._advance(fresh, output.logits[:, -1].float().expand(len(fresh), -1))
+
+    def _row(self, job: Job, index: int, ids: Tensor, position: Tensor) -> Row:
+        sampling, device = job.sampling, ids.device
+        config = copy.deepcopy(self.model.generation_config)
+        temperature = sampling.temperature
+        if temperature is None:
+            temperature = (1.0 if config.temperature is None else config.temperature) if config.do_sample else 0.0
+        config.do_sample, config.num_beams, config.guidance_scale = temperature > 0, 1, None
+        if config.do_sample:
+            config.temperature = temperature
+            config.top_p = config.top_p if sampling.top_p is None else sampling.top_p
+        self.model._prepare_special_tokens(config, device=device)
+        # the checkpoint's own processors (a repetition penalty, say) and ours, as generate() applies them
+        processors = self.model._get_logits_processor(
+            config, ids.shape[1], ids, None, LogitsProcessorList(), device=str(device)
+        )
+        generator = None
+        if config.do_sample:
+            generator = torch.Generator(device)
+            if sampling.seed is None:
+                generator.seed()
+            else:
+                generator.manual_seed((sampling.seed + index) % 2**63)
+        stops = StopText(list(sampling.stop))
+        return Row(job, index, ids, position, processors, generator, Detokenizer(self._tokenizer), stops)
+
+    def step(self) -> Written:
+        """Write one token for every row. If it fails, the rows are as they were."""
+        rows, device = list(self.rows), self.model.device
+        ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
+        positions = torch.cat([row.position for row in rows], dim=-2) + 1
+        # replaced layer by layer (install_masks); in this form the model makes none of its own
+        shape = (len(rows), 1) if self._backend.startswith("flash") else (len(rows), 1, 1, 1)
+        self._slots.begin_step()
+        try:
+            output = self.model(
+                input_ids=ids,
+                attention_mask=torch.ones(shape, dtype=torch.bool, device=device),
+                position_ids=positions,
+                past_key_values=self._slots,
+                use_cache=True,
+            )
+        except BaseException:
+            self._slots.take_back()
+            raise
+        for row, position in zip(rows, positions.split(1, dim=-2), strict=True):
+            row.position = position
+        self.counters.steps += 1
+        self.counters.step_rows += len(rows)
+        return self._advance(rows, output.logits[:, -1].float())
+
+    def _advance(self, rows: list[Row], scores: Tensor) -> Written:
+        """Choose one token for each of `rows`, whose scores are (rows, vocabulary)."""
+        best = scores.max(-1)
+        greedy, broken = best.indices.tolist(), (~best.values.isfinite()).tolist()
+        for place, row in enumerate(rows):
+            if row.job.closed or row.job.cancelled:
+                continue
+            try:
+                if broken[place]:
+                    raise _not_a_number()
+                plain = row.generator is None and not row.processors
+                token = greedy[place] if plain else row.choose(scores[place : place + 1])
+                delta = row.accept(token, self._eos)
+            except Exception as error:  # the others have been computed already and go on
+                yield row.job, error
+            else:
+                yield row.job, delta
+
+
+def _not_a_number() -> ServeError:
+    return ServeError(500, "not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
+
+
+def _eos_of(model: Any) -> frozenset[int]:
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, (list, tuple)) else [found])

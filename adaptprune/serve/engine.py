@@ -1,0 +1,371 @@
+"""The engine: one thread that answers requests with one model, many at a time.
+
+Each prompt is read alone, under its own `adaptprune.prune`; its cache then joins the running `Batch`, which writes one
+token per step for every row. Between two steps one waiting prompt is read at most, so that a new request joins without
+waiting for the longest answer and running answers are held up by one prefill at most.
+
+Not here: HTTP, images from the network, API keys. Front ends in the same process use `Engine.stream`.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.pruner import Pruner
+from adaptprune.serve.batch import Batch, Counters, Written
+from adaptprune.serve.errors import ServeError, bad_request, from_exception, out_of_memory
+from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job, Sampling
+from adaptprune.serve.limits import EngineLimits
+from adaptprune.serve.prompts import Prompter, Turn
+
+log = logging.getLogger(__name__)
+
+
+class Engine:
+    """A model that answers requests in ragged batches.
+
+    Parameters
+    ----------
+    name : str
+        Under which clients ask for it.
+    model, processor
+        As `adaptprune.load` gives them. Nothing else may use the model while the engine runs.
+    limits : EngineLimits
+    pruner : Pruner or None
+        For requests that do not say; None: unpruned.
+
+    Raises
+    ------
+    AdaptPruneError
+        A model or an attention implementation that cannot be batched.
+    """
+
+    def __init__(
+        self, name: str, model: Any, processor: Any, limits: EngineLimits | None = None, pruner: Pruner | None = None
+    ) -> None:
+        self.name, self.model, self.processor = name, model, processor
+        self.limits, self.pruner = limits or EngineLimits(), pruner
+        self.prompter = Prompter(processor)
+        self._batch = Batch(model, processor, self.prompter.tokenizer())
+        self._text = model.config.get_text_config()
+        self._open: set[Job] = set()
+        self._waiting: deque[Job] = deque()
+        self._wake = threading.Condition()
+        self._draining = self._stopping = False
+        self._pace = 1.0  # seconds that a request holds a place in the batch, smoothed
+        self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
+        if pruner is not None:
+            pruner.warm_up()
+
+    # -- for front ends; any thread -----------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start answering."""
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def running(self) -> int:
+        """Rows of the batch."""
+        return len(self._batch.rows)
+
+    @property
+    def waiting(self) -> int:
+        """Requests taken in that are not in the batch yet."""
+        return max(0, len(self._open) - len({id(row.job) for row in list(self._batch.rows)}))
+
+    @property
+    def pending(self) -> int:
+        """Requests taken in and not finished."""
+        return len(self._open)
+
+    @property
+    def context(self) -> int | None:
+        """Tokens that prompt and answer may have together; None: not limited by the model."""
+        return getattr(self._text, "max_position_embeddings", None)
+
+    @property
+    def counters(self) -> Counters:
+        """What the batch has done so far."""
+        return self._batch.counters
+
+    @property
+    def cache_bytes(self) -> int:
+        """Bytes of the running batch's KV cache."""
+        return self._batch.nbytes
+
+    def open(
+        self,
+        sampling: Sampling,
+        pruner: Pruner | None,
+        on_event: Callable[[Event], None],
+        *,
+        timeout: float | None = None,
+        want_kept: bool = False,
+        want_overlay: bool = False,
+    ) -> Job:
+        """Take a request in: from now on it has a place, until it finishes or is cancelled.
+
+        Raises
+        ------
+        ServeError
+            429 if the queue is full, 503 while shutting down, 400 for what this engine cannot do.
+        """
+        self.limits.check(sampling)
+        limit = self.limits.timeout if timeout is None else min(timeout, self.limits.timeout)
+        deadline = time.monotonic() + limit
+        job = Job(sampling, pruner, on_event, deadline, want_kept=want_kept, want_overlay=want_overlay)
+        with self._wake:
+            if self._draining or self._stopping:
+                raise _shutting_down()
+            if len(self._open) >= self.limits.max_batch + self.limits.max_queue:
+                wait = self._pace * (1 + len(self._open) / self.limits.max_batch)
+                raise ServeError(
+                    429,
+                    "queue_full",
+                    f"{len(self._open)} requests are running or waiting, which is all that this server takes: try "
+                    "again later.",
+                    retry_after=max(1, min(60, round(wait))),
+                )
+            self._open.add(job)
+        return job
+
+    def check(self, pruner: Pruner) -> None:
+        """Raise AdaptPruneError if this model cannot be pruned so."""
+        layers = self._text.num_hidden_layers
+        for layer in pruner.schedule(layers):
+            if not 0 <= layer < layers:
+                raise AdaptPruneError(
+                    f"layer={layer} is outside the model, which has {layers} decoder layers: use "
+                    f"{pruner.smallest_layer} to {layers - 1}."
+                )
+
+    def submit(self, job: Job, turns: Sequence[Turn]) -> None:
+        """Build the model's inputs and put the request in the queue. Slow (images): not for an event loop.
+
+        Raises
+        ------
+        ServeError
+            400 if the conversation does not fit the model.
+        """
+        job.inputs = self.prompter.inputs(turns)
+        length = job.inputs["input_ids"].shape[1]
+        job.max_tokens = self.limits.room(length, self.context, job.sampling)
+        self._check_window(length + job.max_tokens, job.pruner)
+        job.usage.prompt_tokens = length
+        job.usage.method = job.pruner.spec() if job.pruner else None
+        with self._wake:
+            if self._stopping:
+                raise _shutting_down()
+            if not job.closed:
+                self._waiting.append(job)
+                self._wake.notify()
+
+    def _check_window(self, total: int, pruner: Pruner | None) -> None:
+        windows = self._batch.windows
+        if pruner is not None and windows and total > min(windows):
+            raise bad_request(
+                f"prompt and answer may have {total} tokens, more than the decoder's sliding window of {min(windows)}, "
+                'beyond which pruning is not supported: use a smaller max_tokens, or "pruning": {"method": "none"}.',
+                "max_tokens",
+            )
+
+    def cancel(self, job: Job) -> None:
+        """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""
+        with self._wake:
+            if not job.closed:
+                job.cancelled = True
+                if not job.rows:  # the engine's thread closes those that it works on
+                    self._close(job)
+                self._wake.notify()
+
+    def stream(self, turns: Sequence[Turn], sampling: Sampling | None = None, **options: Any) -> Iterator[Event]:
+        """Answer a conversation in this process: `Delta`s, then one `Done` or `Failed`.
+
+        Parameters
+        ----------
+        turns : sequence of Turn
+        sampling : Sampling, optional
+        **options
+            `pruner` (default: the engine's), and those of `open`.
+        """
+        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+        pruner = options.pop("pruner", self.pruner)
+        try:
+            job = self.open(sampling or Sampling(), pruner, events.put, **options)
+        except ServeError as error:
+            yield Failed(error)
+            return
+        try:
+            self.submit(job, turns)
+            while True:
+                event = events.get()
+                yield event
+                if not isinstance(event, Delta):
+                    return
+        except ServeError as error:
+            yield Failed(error)
+        finally:
+            self.cancel(job)
+
+    def drain(self) -> None:
+        """Refuse new requests; those taken in go on."""
+        with self._wake:
+            self._draining = True
+
+    def stop(self, timeout: float = 30.0) -> None:
+        """Fail what is left with a clean error, end the thread and take the hooks off."""
+        with self._wake:
+            self._draining = self._stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout)
+        self._batch.close()
+
+    # -- the engine's thread ------------------------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not (self._waiting or self._batch.rows or self._stopping):
+                    self._wake.wait()
+                if self._stopping:
+                    break
+            try:
+                with torch.inference_mode():
+                    self._turn()
+            except BaseException as error:  # a defect: everybody hears of it, and the next request finds a clean batch
+                log.exception("the engine %r failed", self.name)
+                self._fail_rows(from_exception(error))
+        for job in list(self._open):
+            self._fail(job, _shutting_down())
+        self._batch.clear()
+
+    def _turn(self) -> None:
+        """Drop who left, read one prompt, write one token per row."""
+        self._drop_gone()
+        job = self._next()
+        if job is not None:
+            job.usage.queue_ms = job.milliseconds()
+            try:
+                self._pass_on(self._batch.read(job))
+            except Exception as error:
+                if not isinstance(error, AdaptPruneError):
+                    log.exception("reading a prompt failed")
+                self._fail(job, from_exception(error))
+                self._batch.drop(lambda row: row.job.closed)
+        if self._batch.rows:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            self._pass_on(self._batch.step())
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            # the request that joined last makes room for the others
+            self._fail(max((row.job for row in self._batch.rows), key=lambda job: job.opened), from_exception(error))
+            self._batch.drop(lambda row: row.job.closed)
+
+    def _next(self) -> Job | None:
+        with self._wake:
+            while self._waiting:
+                job = self._waiting[0]
+                if (
+                    not job.closed
+                    and self._batch.rows
+                    and len(self._batch.rows) + job.sampling.n > self.limits.max_batch
+                ):
+                    return None
+                self._waiting.popleft()
+                if job.closed:
+                    continue
+                if time.monotonic() > job.deadline:
+                    self._fail(job, _too_late())
+                    continue
+                job.rows = job.sampling.n
+                return job
+        return None
+
+    def _drop_gone(self) -> None:
+        now = time.monotonic()
+        for row in list(self._batch.rows):
+            if row.job.cancelled:
+                self._close(row.job)
+            elif now > row.job.deadline:
+                self._fail(row.job, _too_late())
+        self._batch.drop(lambda row: row.job.closed)
+        with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.closed)
+            late = [job for job in self._waiting if now > job.deadline]
+        for job in late:
+            self._fail(job, _too_late())
+
+    def _pass_on(self, written: Written) -> None:
+        """Tell the listeners what was written, and let finished rows leave."""
+        for job, delta in written:
+            usage = job.usage
+            if isinstance(delta, Exception):
+                if not isinstance(delta, ServeError):
+                    log.error("choosing a token failed", exc_info=delta)
+                self._fail(job, from_exception(delta))
+                continue
+            usage.first_token_ms = usage.first_token_ms or job.milliseconds()
+            usage.completion_tokens += 1
+            if delta.text or delta.finish:
+                self._tell(job, delta)
+            if delta.finish:
+                job.rows -= 1
+                if not job.rows:
+                    self._finish(job)
+        self._batch.drop(lambda row: row.job.closed or row.ended)
+
+    def _finish(self, job: Job) -> None:
+        job.usage.total_ms = job.milliseconds()
+        self._pace += 0.1 * (job.usage.total_ms / 1000 - self._pace)
+        self._close(job)
+        self._tell(job, Done(job.usage, job.picture))
+
+    def _fail(self, job: Job, error: ServeError) -> None:
+        if not job.closed:
+            self._close(job)
+            self._tell(job, Failed(error))
+
+    def _tell(self, job: Job, event: Event) -> None:
+        try:
+            job.on_event(event)
+        except Exception:  # the listener is gone (a closed event loop, say): that is no reason to fail the others
+            log.warning("an answer had no listener any more")
+            job.cancelled = True
+
+    def _fail_rows(self, error: ServeError) -> None:
+        for row in self._batch.rows:
+            self._fail(row.job, error)
+        self._batch.clear()
+
+    def _close(self, job: Job) -> None:
+        with self._wake:  # a Condition's lock may be taken again by the thread that holds it
+            job.closed = True
+            job.inputs = {}
+            self._open.discard(job)
+
+
+def _shutting_down() -> ServeError:
+    return ServeError(503, "shutting_down", "the server is shutting down: send the request to another one.")
+
+
+def _too_late() -> ServeError:
+    return ServeError(504, "deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")

@@ -1,0 +1,207 @@
+"""One request on its way through the engine: what was asked, how far it is, what came out. Plain data, no threads."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptprune.pruner import Pruner
+from adaptprune.serve.errors import ServeError
+from adaptprune.serve.text import Detokenizer, StopText
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How an answer is chosen; None stands for the checkpoint's own default (`generation_config.json`).
+
+    Attributes
+    ----------
+    max_tokens : int or None
+        None: as many as fit the context and the server's limit.
+    temperature : float or None
+        0 is greedy.
+    top_p : float or None
+        Nucleus sampling, in (0, 1].
+    seed : int or None
+        Makes sampling repeatable; choice i of n uses seed + i.
+    stop : tuple of str
+        The answer ends before the first of these.
+    n : int
+        Choices; they share one reading of the prompt.
+    ignore_eos : bool
+        Go on to max_tokens, for load tests.
+    """
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    n: int = 1
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True)
+class ImageUse:
+    """One image: its visual tokens before and after, and on request where the kept ones stand.
+
+    Attributes
+    ----------
+    kept : list of (int, int, int) or None
+        Grid (tile or frame of this image, from 0), row and column of each kept token.
+    grids : list of (int, int)
+        Rows and columns of each grid.
+    """
+
+    visual_tokens: int
+    visual_tokens_kept: int
+    grids: list[tuple[int, int]]
+    kept: list[tuple[int, int, int]] | None = None
+
+
+@dataclass
+class Usage:
+    """What an answer cost. Times are host time in milliseconds from when the request was taken in.
+
+    Attributes
+    ----------
+    queue_ms : float
+        From then until its prompt was read (image decoding included).
+    prefill_ms : float
+        Reading the prompt, image encoding and selection included.
+    selection_ms : float
+        Capturing cues and selecting.
+    first_token_ms, total_ms : float
+    kv_bytes, kv_bytes_unpruned : int
+        KV cache of the prompt, and what it would be without pruning.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    method: str | None = None
+    images: list[ImageUse] = field(default_factory=list)
+    selection_ms: float = 0.0
+    queue_ms: float = 0.0
+    prefill_ms: float = 0.0
+    first_token_ms: float = 0.0
+    total_ms: float = 0.0
+    kv_bytes: int = 0
+    kv_bytes_unpruned: int = 0
+
+    @property
+    def visual_tokens(self) -> int:
+        return sum(image.visual_tokens for image in self.images)
+
+    @property
+    def visual_tokens_kept(self) -> int:
+        return sum(image.visual_tokens_kept for image in self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            **asdict(self),
+            "visual_tokens": self.visual_tokens,
+            "visual_tokens_kept": self.visual_tokens_kept,
+        }
+
+
+@dataclass(frozen=True)
+class Delta:
+    """A piece of a choice's text; `finish` is "stop" or "length" in its last one."""
+
+    index: int
+    text: str
+    finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last event of an answer. `overlay` is a PIL image of what was kept; None unless it was asked for."""
+
+    usage: Usage
+    overlay: Any = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The last event of a request that is not answered, or not to its end."""
+
+    error: ServeError
+
+
+Event = Delta | Done | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """A request. Made by `Engine.open`; events arrive through `on_event`, called from the engine's thread."""
+
+    sampling: Sampling
+    pruner: Pruner | None
+    on_event: Callable[[Event], None]
+    deadline: float  # by time.monotonic
+    want_kept: bool = False
+    want_overlay: bool = False
+    opened: float = field(default_factory=time.perf_counter)
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    max_tokens: int = 0
+    cancelled: bool = False
+    closed: bool = False
+    rows: int = 0  # choices still being written
+    usage: Usage = field(default_factory=Usage)
+    picture: Any = None  # the overlay
+
+    def milliseconds(self) -> float:
+        """Since the request was taken in."""
+        return 1000 * (time.perf_counter() - self.opened)
+
+
+@dataclass(eq=False)
+class Row:
+    """One choice of a job: a row of the running batch."""
+
+    job: Job
+    index: int
+    prompt: Tensor  # (1, L) token ids
+    position: Tensor  # (..., 1, 1) of the token that was read last; leading axes for M-RoPE
+    processors: Any
+    generator: torch.Generator | None  # None: greedy
+    text: Detokenizer
+    stops: StopText
+    tokens: list[int] = field(default_factory=list)
+    ended: bool = False
+
+    def choose(self, scores: Tensor) -> int:
+        """The next token from this row's scores, (1, vocabulary), float32."""
+        if self.processors:
+            written = torch.tensor([self.tokens], dtype=self.prompt.dtype, device=self.prompt.device)
+            scores = self.processors(torch.cat([self.prompt, written], dim=1), scores)
+        if self.generator is None:
+            return int(scores.argmax())
+        return int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
+
+    def accept(self, token: int, eos: frozenset[int]) -> Delta:
+        """Note a token; the text it finishes, and whether the answer ends with it."""
+        self.tokens.append(token)
+        finish = None
+        if token in eos and not self.job.sampling.ignore_eos:
+            finish = "stop"
+            shown = ""
+        else:
+            shown = self.stops.push(self.text.push(token))
+            if self.stops.stopped:
+                self.ended = True
+                return Delta(self.index, shown, "stop")
+            if len(self.tokens) >= self.job.max_tokens:
+                finish = "length"
+        if finish is not None:
+            shown += self.stops.push(self.text.flush())
+            if self.stops.stopped:
+                finish = "stop"
+            shown += self.stops.flush()
+            self.ended = True
+        return Delta(self.index, shown, finish)
