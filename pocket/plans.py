@@ -33,7 +33,7 @@ class LanguagePlan:
     other_rate: float = 3e-3
     tower_share: float = 0.1  # the tower's rates in the joint phases, relative to its own stage
     align_weight: float = 0.3
-    mention_weight: float = 0.5
+    mention_weight: float = 1.0
     detail: bool = False  # of the tower's loss in the joint phases
     save_every: int = 100
     validate_every: int = 100
@@ -106,7 +106,7 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
             "language-2",
             LanguagePlan(
                 phases=(Phase(2000, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
-                cached=4000,
+                cached=6000,
                 detail=True,
             ),
         ),

@@ -14,6 +14,8 @@ from rich.table import Table
 from adaptprune.cli.app import print_json, stderr, stdout
 from adaptprune.cli.quiet import progress_bars
 
+NARROW = 3  # up to as many columns fit next to one another, so the table has a line for every question type
+
 
 def command(
     task: list[str] = typer.Argument(..., help="What to evaluate: tabletop."),
@@ -22,7 +24,7 @@ def command(
     model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model."),
     split: str = typer.Option("test", help="Split of the task."),
     pictures: int = typer.Option(60, help="How many pictures, up to eight questions each (the test split has 2000)."),
-    kind: list[str] = typer.Option([], help="Question types. Default: all about one picture."),
+    kind: list[str] = typer.Option([], help="Question types. Default: all."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     out: Path = typer.Option(None, help="Folder for answers and reports; run again with the same one to continue."),
     device: str = typer.Option(None, help="cpu, cuda, mps."),
@@ -67,13 +69,16 @@ def _set_total(bar: Progress, line: TaskID, count: int) -> None:
 
 
 def _show(result: Any, folder: Path) -> None:
-    from adaptprune.eval.report import cells, header
+    from adaptprune.eval.report import by_group, cells, header
 
-    groups = [name for name in result.summary.groups if name != "caption"][:10]
-    table = Table(*header(result.summary, groups))
-    for row in result.summary.rows:
-        table.add_row(*cells(row, groups))
-    stdout.print(table)
+    if len(result.summary.rows) <= NARROW:
+        stdout.print(by_group(result.summary.to_dict()), highlight=False, soft_wrap=True)
+    else:
+        groups = [name for name in result.summary.groups if name != "caption"][:10]
+        table = Table(*header(result.summary, groups))
+        for row in result.summary.rows:
+            table.add_row(*cells(row, groups))
+        stdout.print(table)
     gate = result.summary.gate()
     if gate["random_loss_at_10_percent"] is not None:
         verdict = "passed" if gate["passed"] else "NOT passed: differences between methods mean little on this model"

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.runner import UNPRUNED
@@ -38,6 +39,22 @@ def markdown(summary: Summary, groups: Sequence[str] | None = None) -> str:
     lines = [header(summary, groups), ["---"] * (len(groups) + 5)]
     lines += [cells(row, groups, intervals=False) for row in summary.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+def by_group(summary: dict[str, Any]) -> str:
+    """The other way round, for a few columns: a line for every group, with intervals; from a summary as it is stored."""
+    columns = summary["columns"]
+    names = [UNPRUNED if c["method"] == UNPRUNED else f"{c['method']} {100 * c['keep_ratio']:g} %" for c in columns]
+    lines = ["| questions | n | " + " | ".join(f"{name} | 95 %" for name in names) + " |"]
+    lines.append("|---|---:|" + "---:|---|" * len(columns))
+    for group in columns[0]["groups"]:
+        found = [column["groups"][group] for column in columns]
+        texts = [group.replace("_", " "), str(found[0]["questions"])]
+        for cell in found:
+            accuracy = cell["accuracy"]
+            texts += [percent(accuracy["value"]), f"{percent(accuracy['low'])} - {percent(accuracy['high'])}"]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def table_csv(summary: Summary) -> str:

@@ -43,7 +43,7 @@ class Tabletop:
 
     name = "tabletop"
 
-    def __init__(self, split: str = "test", pictures: int = 2000, kinds: Sequence[str] = QUESTION_TYPES) -> None:
+    def __init__(self, split: str = "test", pictures: int = 2000, kinds: Sequence[str] = KINDS) -> None:
         if split not in SPLITS:
             raise AdaptPruneError(f"unknown split {split!r}.{did_you_mean(split, SPLITS)}")
         if pictures < 1:
