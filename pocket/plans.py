@@ -106,7 +106,7 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
             "language-2",
             LanguagePlan(
                 phases=(Phase(2000, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
-                cached=6000,
+                cached=4000,
                 detail=True,
             ),
         ),

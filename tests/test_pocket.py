@@ -174,10 +174,13 @@ def test_mentions_are_found_and_looked_up(processor):
     from pocket.mentions import find_mentions, phrases
     from pocket.turns import Words, pack
 
-    assert phrases("is there a red circle ?".split(), False) == [(4, "red", "circle")]
-    assert phrases("what color is the object nearest to the star ?".split(), False) == [(8, None, "star")]
-    assert phrases("are there more pink things than hearts ?".split(), False) == [(4, "pink", None), (6, None, "heart")]
-    assert phrases("how many items are there ?".split(), True) == [(2, None, None)]
+    def found(text, bare_nouns=False):
+        return phrases(text.split(), bare_nouns)
+
+    assert found("is there a red circle ?") == [(4, "red", "circle")]
+    assert found("what color is the object nearest to the star ?") == [(8, None, "star")]
+    assert found("are there more pink things than hearts ?") == [(4, "pink", None), (6, None, "heart")]
+    assert found("how many items are there ?", True) == [(2, None, None)]
 
     words = Words(processor.tokenizer)
     current = scene("train", 5)

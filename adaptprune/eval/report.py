@@ -42,7 +42,7 @@ def markdown(summary: Summary, groups: Sequence[str] | None = None) -> str:
 
 
 def by_group(summary: dict[str, Any]) -> str:
-    """The other way round, for a few columns: a line for every group, with intervals; from a summary as it is stored."""
+    """For a few columns, from a summary as it is stored: a line for every group of questions, with intervals."""
     columns = summary["columns"]
     names = [UNPRUNED if c["method"] == UNPRUNED else f"{c['method']} {100 * c['keep_ratio']:g} %" for c in columns]
     lines = ["| questions | n | " + " | ".join(f"{name} | 95 %" for name in names) + " |"]
