@@ -23,6 +23,7 @@ LOOKUP_LAYER, NEIGHBOUR_LAYER = 3, 4  # layers after which the heads read
 MOST = 12  # things on a table
 LOOKUP = {"count": MOST + 1, "colour": len(COLOUR_NAMES), "shape": len(SHAPES), "row": 3, "column": 3}
 NEIGHBOUR = {"near colour": len(COLOUR_NAMES), "near shape": len(SHAPES)}
+COMPARED = ("left", "above", "smaller", "fewer")  # what the first of two phrases can be, compared with the second
 NUMBERS = 3  # x, y, radius
 SPAN = IMAGE_SIZE / 6  # pixels that count as 1 in the numbers
 
@@ -37,6 +38,7 @@ class Mentions:
     place: Tensor  # (M,) index in the packed text
     classes: Tensor  # (M, 7), in the order of LOOKUP and then NEIGHBOUR
     numbers: Tensor  # (M, 3)
+    compared: Tensor  # (M, 4) of the second phrase of a question, in the order of COMPARED: 0 or 1
 
 
 def phrases(tokens: list[str], bare_nouns: bool) -> list[tuple[int, str | None, str | None]]:
@@ -77,16 +79,27 @@ def truth(picture: Scene, colour: str | None, shape: str | None) -> tuple[list[i
     return [1, *what, *near], numbers_of(thing)
 
 
+def compare(first: list[float], second: list[float], counts: tuple[int, int]) -> list[int]:
+    """Whether each of COMPARED holds, IGNORE where it is too close to tell or does not apply."""
+    margins = (0.2, 0.2, 0.3)  # in the units of the numbers; NaN is never above them
+    pairs = zip(first, second, margins, strict=True)
+    found = [int(one < other) if abs(one - other) > margin else IGNORE for one, other, margin in pairs]
+    return [*found, int(counts[0] < counts[1]) if counts[0] != counts[1] else IGNORE]
+
+
 def find_mentions(words: Words, scenes: list[Scene], asked: list[list[Question]]) -> Mentions:
     """Mentions of all questions, laid out as ``turns.pack`` lays out the turns."""
-    rows, places, classes, numbers = [], [], [], []
+    rows, places, classes, numbers, compared = [], [], [], [], []
     for row, (picture, questions) in enumerate(zip(scenes, asked, strict=True)):
         start = 0
         for question in questions:
             prompt, answer = words.turn(question)
             tokens = [words.names[token] for token in prompt]
+            before = None
             for index, colour, shape in phrases(tokens, question.type == "counting"):
                 kinds, values = truth(picture, colour, shape)
+                compared.append([IGNORE] * 4 if before is None else compare(before[1], values, (before[0], kinds[0])))
+                before = (kinds[0], values)
                 rows.append(row)
                 places.append(start + index)
                 classes.append(kinds)
@@ -94,7 +107,8 @@ def find_mentions(words: Words, scenes: list[Scene], asked: list[list[Question]]
             start += len(prompt) + len(answer)
     shaped = torch.tensor(classes, dtype=torch.long).view(-1, len(LOOKUP) + len(NEIGHBOUR))
     floats = torch.tensor(numbers, dtype=torch.float32).view(-1, NUMBERS)
-    return Mentions(torch.tensor(rows, dtype=torch.long), torch.tensor(places, dtype=torch.long), shaped, floats)
+    pairs = torch.tensor(compared, dtype=torch.long).view(-1, len(COMPARED))
+    return Mentions(torch.tensor(rows, dtype=torch.long), torch.tensor(places, dtype=torch.long), shaped, floats, pairs)
 
 
 class MentionHeads(nn.Module):
@@ -122,3 +136,19 @@ class MentionHeads(nn.Module):
             terms.append(2 * F.smooth_l1_loss(numbers[known], mentions.numbers[known], beta=0.25))
             right["error"] = (numbers[known] - mentions.numbers[known]).abs().mean().item()
         return torch.stack(terms).mean() if terms else early.sum() * 0, right
+
+
+class CompareHead(nn.Module):
+    """Linear read-out of how two phrases of a question compare, at the second one."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.compare = nn.Linear(width, len(COMPARED))
+
+    def forward(self, late: Tensor, mentions: Mentions) -> tuple[Tensor, dict[str, float]]:
+        """Loss and share of right answers by name, from the text states (B, T, D) after the neighbour layer."""
+        logits = self.compare(F.rms_norm(late[mentions.row, mentions.place], late.shape[-1:]))
+        valid = mentions.compared != IGNORE
+        hits = (logits > 0) == (mentions.compared == 1)
+        right = {name: hits[:, i][valid[:, i]].float().mean().item() for i, name in enumerate(COMPARED)}
+        return F.binary_cross_entropy_with_logits(logits[valid], mentions.compared[valid].float()), right

@@ -34,6 +34,8 @@ class LanguagePlan:
     tower_share: float = 0.1  # the tower's rates in the joint phases, relative to its own stage
     align_weight: float = 0.3
     mention_weight: float = 1.0
+    centres: bool = False  # tell centres of things from the rest of them, and compare two phrases at the second
+    features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
     save_every: int = 100
     validate_every: int = 100
@@ -105,8 +107,17 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
         (
             "language-2",
             LanguagePlan(
+                phases=(Phase(500, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
+                cached=3000,
+            ),
+        ),
+        (
+            "language-3",
+            LanguagePlan(
                 phases=(Phase(2000, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
-                cached=4000,
+                cached=3000,
+                features="language-2",
+                centres=True,
                 detail=True,
             ),
         ),
@@ -124,6 +135,8 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                     Phase(1, 576, EASY, 1, 1, fresh=True, joint=True),
                 ),
                 cached=10,
+                centres=True,
+                detail=True,
             ),
         ),
     ),

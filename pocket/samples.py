@@ -44,6 +44,12 @@ def number_targets(picture: Scene, labels: PatchLabels) -> np.ndarray:
 GROUP_NAMES = ("colour", "shape", "row", "column", "character")
 
 
+def centre_targets(picture: Scene, labels: PatchLabels) -> np.ndarray:
+    """1 on the patch that holds the centre of its thing, 0 on its other patches, IGNORE elsewhere, (576,)."""
+    inside = (np.abs(labels.offset) <= 0.5).all(axis=1)
+    return np.where(labels.thing >= 0, inside.astype(np.int64), IGNORE)
+
+
 @dataclass
 class Sample:
     """Scenes of a batch, which patches they keep and their questions."""
@@ -91,6 +97,8 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
     truth = np.stack([align_targets(s, t)[:, k] for s, t, k in zip(scenes, labels, keep, strict=True)])
     targets = {name: torch.from_numpy(truth[:, i]) for i, name in enumerate(GROUP_NAMES)}
     numbers = np.stack([number_targets(s, t)[k] for s, t, k in zip(scenes, labels, keep, strict=True)])
+    centre = np.stack([centre_targets(s, t)[k] for s, t, k in zip(scenes, labels, keep, strict=True)])
+    targets["centre"] = torch.from_numpy(centre)
     targets["numbers"] = torch.from_numpy(numbers)
     pairs = None
     if phase.pairs:

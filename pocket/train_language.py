@@ -20,7 +20,7 @@ from adaptprune.tabletop.labels import IGNORE
 from adaptprune.tabletop.render import render
 from adaptprune.tabletop.scenes import Scene, scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, GRID, ROWS, SHAPES
-from pocket.mentions import LOOKUP_LAYER, NEIGHBOUR_LAYER, NUMBERS, MentionHeads, Mentions
+from pocket.mentions import LOOKUP_LAYER, NEIGHBOUR_LAYER, NUMBERS, CompareHead, MentionHeads, Mentions
 from pocket.model import IMAGE_TOKENS, make_model, make_tokenizer
 from pocket.muon import Muon
 from pocket.plans import LanguagePlan, Phase
@@ -40,6 +40,7 @@ from pocket.train_tower import optimisers as tower_optimisers
 from pocket.turns import Packed, Words, mask
 
 BLIND_LAYERS = 2  # a model that may look in its first layers finishes there, and then pruning later costs nothing
+COMPARE_WEIGHT = 0.5
 FIRST_FRESH = 1_000_000  # train indices from here on were not seen by the tower or in the cached phases
 
 
@@ -66,6 +67,7 @@ class PocketTrainer(nn.Module):
         }
         width = self.llava.config.text_config.hidden_size
         self.mention_heads, self.number_head = MentionHeads(width), nn.Linear(width, NUMBERS)
+        self.compare_head, self.centre_head = CompareHead(width), nn.Linear(width, 1)
         self._blind_mask: Tensor | None = None
         self._states: dict[int, Tensor] = {}
         layers = self.llava.model.language_model.layers
@@ -77,12 +79,15 @@ class PocketTrainer(nn.Module):
     def _note(self, number: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
         self._states[number] = output
 
-    def mentions(self, packed: Packed, mentions: Mentions) -> tuple[Tensor, dict[str, float]]:
-        """Loss and right answers of the mention heads in the last forward pass."""
+    def mentions(self, packed: Packed, mentions: Mentions, pairs: bool) -> tuple[Tensor, dict[str, float]]:
+        """Loss and right answers of the mention heads in the last forward pass; ``pairs``: compare phrases too."""
         text = packed.ids.shape[1]
-        return self.mention_heads(
-            (self._states[LOOKUP_LAYER][:, -text:], self._states[NEIGHBOUR_LAYER][:, -text:]), mentions
-        )
+        early, late = (self._states[number][:, -text:] for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER))
+        loss, right = self.mention_heads((early, late), mentions)
+        if not pairs or not (mentions.compared != IGNORE).any():
+            return loss, right
+        more, shares = self.compare_head(late, mentions)
+        return loss + COMPARE_WEIGHT * more, right | shares
 
     def _hide(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return (args, kwargs) if self._blind_mask is None else (args, {**kwargs, "attention_mask": self._blind_mask})
@@ -118,6 +123,12 @@ class PocketTrainer(nn.Module):
         known = ~numbers[..., 0].isnan()
         found = self.number_head(F.rms_norm(visual[known], visual.shape[-1:]))
         return F.smooth_l1_loss(found, numbers[known], beta=0.25)
+
+    def find_centres(self, visual: Tensor, centre: Tensor) -> Tensor:
+        """Loss of telling the token that holds the centre of its thing from the other tokens of the thing."""
+        known = centre != IGNORE
+        logits = self.centre_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
+        return F.binary_cross_entropy_with_logits(logits, centre[known].float())
 
     def align(self, visual: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of visual tokens against the words for what they show, by cosine."""
@@ -193,7 +204,8 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
     matrices = [p for p in core.layers.parameters() if p.ndim == 2]
     others = [p for p in core.parameters() if all(p is not m for m in matrices)]
     others += [*trainer.llava.model.multi_modal_projector.parameters(), *trainer.mention_heads.parameters()]
-    others += list(trainer.number_head.parameters())
+    for head in (trainer.number_head, trainer.compare_head, trainer.centre_head):
+        others += list(head.parameters())
     usual, share = TowerPlan(), plan.tower_share
     gentle = TowerPlan(
         matrix_rate=share * usual.matrix_rate,
@@ -247,10 +259,14 @@ def step_loss(
     loss = answer + plan.align_weight * align + 0.3 * extra
     parts = {"answer": answer.item(), "align": align.item(), "tower": extra.item()}
     if phase.mentions:
-        looked_up, shares = trainer.mentions(batch.packed, batch.mentions)
+        looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres)
         measured = trainer.measure(visual, batch.targets["numbers"])
         loss = loss + plan.mention_weight * looked_up + plan.align_weight * measured
         parts |= {"measure": measured.item(), **shares}
+    if plan.centres:
+        centred = trainer.find_centres(visual, batch.targets["centre"])
+        loss = loss + plan.align_weight * centred
+        parts["centre"] = centred.item()
     if batch.pairs is not None:
         logits, targets, _ = trainer(*batch.paired(kept), batch.pairs, phase.blind)
         both = weighted(logits, targets, batch.pairs)
@@ -284,7 +300,7 @@ def train_language(
             return trainer
         for tool, saved in zip(tools, state["optimisers"], strict=True):
             tool.load_state_dict(saved)
-    cache = cache_features(trainer.seer, run / f"features-{stage}.npy", plan.cached)
+    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", plan.cached)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)
