@@ -20,6 +20,7 @@ class Phase:
     blind: bool = False  # hide the picture from the text in the first BLIND_LAYERS layers
     rates: tuple[float, float] = (1.0, 1.0)  # factor on the learning rates at start and end
     pairs: int = 0  # rows of two pictures with questions about both
+    stress: bool = False  # weigh the answers to hard questions more
     mentions: bool = False  # the phrases of a question must be looked up before the answer is due
 
 
@@ -53,6 +54,7 @@ WIDE = (*ALL, "existence", "where", "counting", "relation", "nearest", "comparin
 
 # language-2: every type at once
 EVERY = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading", "caption")
+HEAVY = (*EASY, "where", *["relation"] * 4, *["counting", "nearest", "comparing"] * 3, "reading", "caption")
 
 PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
     "pocket": (
@@ -114,7 +116,10 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
         (
             "language-3",
             LanguagePlan(
-                phases=(Phase(2000, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
+                phases=(
+                    Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
+                    Phase(900, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 0.5)),
+                ),
                 cached=3000,
                 features="language-2",
                 centres=True,

@@ -105,4 +105,6 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
         twos = zip(scenes[: 2 * phase.pairs : 2], scenes[1 : 2 * phase.pairs : 2], strict=True)
         pairs = pack(words, [pair_questions(one, two, seed, PAIR_TURNS) for one, two in twos], pictures=2)
     found = find_mentions(words, scenes, asked)
-    return Sample(scenes, labels, torch.from_numpy(keep), pack(words, asked), targets, found, pairs)
+    return Sample(
+        scenes, labels, torch.from_numpy(keep), pack(words, asked, stress=phase.stress), targets, found, pairs
+    )

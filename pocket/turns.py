@@ -19,6 +19,8 @@ from adaptprune.tabletop.vocabulary import GRID, PATCH_SIZE
 from pocket.model import BOS, EOS, IMAGE_TOKENS, PAD
 
 CAPTION_WEIGHT = 0.25  # a caption is a dozen tokens; unweighted, half of the loss would be captions
+STRESS = {"relation": 4.0, "comparing": 3.0, "counting": 2.0, "nearest": 2.0, "caption": CAPTION_WEIGHT}
+END_WEIGHT = 0.25  # the end of the answer is easy, but for signs
 
 
 class Words:
@@ -60,7 +62,16 @@ class Packed:
     types: list[list[str]]  # of turn t of row b
 
 
-def pack(words: Words, asked: list[list[Question]], pictures: int = 1) -> Packed:
+def weights(question: Question, prompt: int, answer: int, stress: bool) -> list[float]:
+    """Weights of the targets of a turn; ``stress``: more for what is hard, less for the end of the answer."""
+    if not stress:
+        return [CAPTION_WEIGHT if question.type == "caption" else 1.0] * (prompt + answer)
+    weight = STRESS.get(question.type, 1.0)
+    end = weight if question.type in ("reading", "caption") else END_WEIGHT
+    return [weight] * (prompt + answer - 2) + [end] * 2  # the last target is at the last but one token
+
+
+def pack(words: Words, asked: list[list[Question]], pictures: int = 1, stress: bool = False) -> Packed:
     """Lay the turns of every row one after another, after ``pictures`` pictures, and pad the rows to one length."""
     rows, types = [], []
     start = len(words.prefix) + pictures * IMAGE_TOKENS
@@ -74,7 +85,7 @@ def pack(words: Words, asked: list[list[Question]], pictures: int = 1) -> Packed
             position += range(start, start + len(whole))
             # the token before an answer token has to predict it; after the last there is nothing to predict
             target += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
-            weight += [CAPTION_WEIGHT if question.type == "caption" else 1.0] * len(whole)
+            weight += weights(question, len(prompt), len(answer), stress)
         rows.append((ids, turn, position, target, weight))
         types.append([question.type for question in questions])
     length = max(len(row[0]) for row in rows)
