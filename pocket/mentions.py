@@ -24,6 +24,7 @@ MOST = 12  # things on a table
 LOOKUP = {"count": MOST + 1, "colour": len(COLOUR_NAMES), "shape": len(SHAPES), "row": 3, "column": 3}
 NEIGHBOUR = {"near colour": len(COLOUR_NAMES), "near shape": len(SHAPES)}
 COMPARED = ("left", "above", "smaller", "fewer")  # what the first of two phrases can be, compared with the second
+COUNT_WEIGHTS = (0.5, 0.3, *[1.5] * (MOST - 1))
 NUMBERS = 3  # x, y, radius
 SPAN = IMAGE_SIZE / 6  # pixels that count as 1 in the numbers
 
@@ -119,8 +120,13 @@ class MentionHeads(nn.Module):
         self.lookup = nn.Linear(width, sum(LOOKUP.values()) + NUMBERS)
         self.neighbour = nn.Linear(width, sum(NEIGHBOUR.values()))
 
-    def forward(self, states: tuple[Tensor, Tensor], mentions: Mentions) -> tuple[Tensor, dict[str, float]]:
-        """Loss, and the share of right answers by name, from the text states (B, T, D) after the two layers."""
+    def forward(
+        self, states: tuple[Tensor, Tensor], mentions: Mentions, many: bool = False
+    ) -> tuple[Tensor, dict[str, float]]:
+        """Loss, and the share of right answers by name, from the text states (B, T, D) after the two layers.
+
+        With ``many``, counts other than 1 weigh more: most phrases fit one thing, which teaches little about counting.
+        """
         early, late = (F.rms_norm(s[mentions.row, mentions.place], s.shape[-1:]) for s in states)
         *kinds, numbers = self.lookup(early).split([*LOOKUP.values(), NUMBERS], dim=-1)
         kinds += self.neighbour(late).split(list(NEIGHBOUR.values()), dim=-1)
@@ -129,7 +135,9 @@ class MentionHeads(nn.Module):
             target = mentions.classes[:, number]
             valid = target != IGNORE
             if valid.any():
-                terms.append(F.cross_entropy(logits[valid], target[valid]))
+                weight = torch.tensor(COUNT_WEIGHTS) if many and name == "count" else None
+                factor = 1 if weight is None else 2
+                terms.append(factor * F.cross_entropy(logits[valid], target[valid], weight))
                 right[name] = (logits[valid].argmax(-1) == target[valid]).float().mean().item()
         known = ~mentions.numbers[:, 0].isnan()
         if known.any():

@@ -20,7 +20,9 @@ class Phase:
     blind: bool = False  # hide the picture from the text in the first BLIND_LAYERS layers
     rates: tuple[float, float] = (1.0, 1.0)  # factor on the learning rates at start and end
     pairs: int = 0  # rows of two pictures with questions about both
+    pair_every: int = 1  # steps from one with such rows to the next
     stress: bool = False  # weigh the answers to hard questions more
+    many: bool = False  # counts other than 1 weigh more
     mentions: bool = False  # the phrases of a question must be looked up before the answer is due
 
 
@@ -55,6 +57,7 @@ WIDE = (*ALL, "existence", "where", "counting", "relation", "nearest", "comparin
 # language-2: every type at once
 EVERY = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading", "caption")
 HEAVY = (*EASY, "where", *["relation"] * 4, *["counting", "nearest", "comparing"] * 3, "reading", "caption")
+COUNTING = (*EASY, "where", *["counting", "nearest"] * 4, *["relation"] * 3, *["comparing"] * 2, "reading", "caption")
 
 PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
     "pocket": (
@@ -118,7 +121,21 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
             LanguagePlan(
                 phases=(
                     Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
-                    Phase(900, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 0.5)),
+                    Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
+                    Phase(
+                        600,
+                        64,
+                        COUNTING,
+                        1,
+                        6,
+                        blind=True,
+                        mentions=True,
+                        pairs=1,
+                        pair_every=2,
+                        stress=True,
+                        many=True,
+                        rates=(5 / 6, 0.35),
+                    ),
                 ),
                 cached=3000,
                 features="language-2",

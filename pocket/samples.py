@@ -101,7 +101,7 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
     targets["centre"] = torch.from_numpy(centre)
     targets["numbers"] = torch.from_numpy(numbers)
     pairs = None
-    if phase.pairs:
+    if phase.pairs and (seed - 1) % phase.pair_every == 0:
         twos = zip(scenes[: 2 * phase.pairs : 2], scenes[1 : 2 * phase.pairs : 2], strict=True)
         pairs = pack(words, [pair_questions(one, two, seed, PAIR_TURNS) for one, two in twos], pictures=2)
     found = find_mentions(words, scenes, asked)

@@ -79,11 +79,11 @@ class PocketTrainer(nn.Module):
     def _note(self, number: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
         self._states[number] = output
 
-    def mentions(self, packed: Packed, mentions: Mentions, pairs: bool) -> tuple[Tensor, dict[str, float]]:
+    def mentions(self, packed: Packed, mentions: Mentions, pairs: bool, many: bool) -> tuple[Tensor, dict[str, float]]:
         """Loss and right answers of the mention heads in the last forward pass; ``pairs``: compare phrases too."""
         text = packed.ids.shape[1]
         early, late = (self._states[number][:, -text:] for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER))
-        loss, right = self.mention_heads((early, late), mentions)
+        loss, right = self.mention_heads((early, late), mentions, many)
         if not pairs or not (mentions.compared != IGNORE).any():
             return loss, right
         more, shares = self.compare_head(late, mentions)
@@ -259,7 +259,7 @@ def step_loss(
     loss = answer + plan.align_weight * align + 0.3 * extra
     parts = {"answer": answer.item(), "align": align.item(), "tower": extra.item()}
     if phase.mentions:
-        looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres)
+        looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres, phase.many)
         measured = trainer.measure(visual, batch.targets["numbers"])
         loss = loss + plan.mention_weight * looked_up + plan.align_weight * measured
         parts |= {"measure": measured.item(), **shares}
