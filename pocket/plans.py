@@ -1,6 +1,7 @@
 """The plan of a run: what is trained when, and on what. ``PLANS["pocket"]`` is the sequence that was run."""
 
 from dataclasses import dataclass
+from typing import Any
 
 from pocket.train_tower import TowerPlan
 
@@ -58,6 +59,14 @@ WIDE = (*ALL, "existence", "where", "counting", "relation", "nearest", "comparin
 EVERY = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading", "caption")
 HEAVY = (*EASY, "where", *["relation"] * 4, *["counting", "nearest", "comparing"] * 3, "reading", "caption")
 COUNTING = (*EASY, "where", *["counting", "nearest"] * 4, *["relation"] * 3, *["comparing"] * 2, "reading", "caption")
+HARD: dict[str, Any] = {
+    "blind": True,
+    "mentions": True,
+    "pairs": 1,
+    "pair_every": 2,
+    "stress": True,
+    "many": True,
+}
 
 PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
     "pocket": (
@@ -122,20 +131,8 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                 phases=(
                     Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
                     Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
-                    Phase(
-                        600,
-                        64,
-                        COUNTING,
-                        1,
-                        6,
-                        blind=True,
-                        mentions=True,
-                        pairs=1,
-                        pair_every=2,
-                        stress=True,
-                        many=True,
-                        rates=(5 / 6, 0.35),
-                    ),
+                    Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
+                    Phase(300, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.5)),
                 ),
                 cached=3000,
                 features="language-2",
