@@ -59,6 +59,7 @@ WIDE = (*ALL, "existence", "where", "counting", "relation", "nearest", "comparin
 EVERY = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading", "caption")
 HEAVY = (*EASY, "where", *["relation"] * 4, *["counting", "nearest", "comparing"] * 3, "reading", "caption")
 COUNTING = (*EASY, "where", *["counting", "nearest"] * 4, *["relation"] * 3, *["comparing"] * 2, "reading", "caption")
+LAST = (*EASY, "where", *["counting", "nearest"] * 5, *["relation", "comparing"] * 2, "reading", "caption")
 HARD: dict[str, Any] = {
     "blind": True,
     "mentions": True,
@@ -67,6 +68,7 @@ HARD: dict[str, Any] = {
     "stress": True,
     "many": True,
 }
+PLAIN = {**HARD, "blind": False, "pair_every": 4}
 
 PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
     "pocket": (
@@ -132,7 +134,8 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                     Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
                     Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
                     Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
-                    Phase(300, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.5)),
+                    Phase(100, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.6 - 0.1 / 3)),
+                    Phase(500, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.02)),
                 ),
                 cached=3000,
                 features="language-2",
