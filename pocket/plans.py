@@ -41,7 +41,7 @@ class LanguagePlan:
     centres: bool = False  # tell centres of things from the rest of them, and compare two phrases at the second
     features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
-    save_every: int = 100
+    save_every: int = 50
     validate_every: int = 100
 
 
@@ -135,7 +135,8 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                     Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
                     Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
                     Phase(100, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.6 - 0.1 / 3)),
-                    Phase(500, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.02)),
+                    Phase(100, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.444)),
+                    Phase(370, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.444, 0.02)),
                 ),
                 cached=3000,
                 features="language-2",
