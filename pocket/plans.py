@@ -16,6 +16,7 @@ class Phase:
     per_type: int
     pictures: int
     fresh: bool = False  # render and look at new pictures instead of reading cached features
+    first: int = 0  # added to the step where fresh pictures are chosen
     joint: bool = False  # train the tower too
     simple: bool = False  # of existence questions, only those about a colour or a shape alone
     blind: bool = False  # hide the picture from the text in the first BLIND_LAYERS layers
@@ -39,6 +40,8 @@ class LanguagePlan:
     align_weight: float = 0.3
     mention_weight: float = 1.0
     centres: bool = False  # tell centres of things from the rest of them, and compare two phrases at the second
+    areas: bool = False  # tell how many patches a thing has
+    warmup: int = 50
     features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
     save_every: int = 50
@@ -136,12 +139,24 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                     Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
                     Phase(100, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.6 - 0.1 / 3)),
                     Phase(100, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.444)),
-                    Phase(370, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.444, 0.02)),
+                    Phase(50, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.444, 0.444 - 0.424 * 50 / 370)),
                 ),
                 cached=3000,
                 features="language-2",
                 centres=True,
                 detail=True,
+            ),
+        ),
+        (
+            "language-4",
+            LanguagePlan(
+                phases=(Phase(320, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.5, 0.02)),),
+                cached=3000,
+                features="language-2",
+                centres=True,
+                areas=True,
+                detail=True,
+                warmup=10,
             ),
         ),
     ),

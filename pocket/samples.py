@@ -50,6 +50,16 @@ def centre_targets(picture: Scene, labels: PatchLabels) -> np.ndarray:
     return np.where(labels.thing >= 0, inside.astype(np.int64), IGNORE)
 
 
+def area_targets(labels: PatchLabels) -> np.ndarray:
+    """Logarithm of how many patches the thing on a patch has in all, (576,); NaN where there is no thing.
+
+    Patches that know this can be summed with a weight of 1 / area, which counts things and not patches.
+    """
+    sizes = np.bincount(labels.thing + 1, minlength=2).astype(np.float32)
+    sizes[0] = np.nan
+    return np.log(np.maximum(sizes, 1))[labels.thing + 1]
+
+
 @dataclass
 class Sample:
     """Scenes of a batch, which patches they keep and their questions."""
@@ -99,6 +109,8 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
     numbers = np.stack([number_targets(s, t)[k] for s, t, k in zip(scenes, labels, keep, strict=True)])
     centre = np.stack([centre_targets(s, t)[k] for s, t, k in zip(scenes, labels, keep, strict=True)])
     targets["centre"] = torch.from_numpy(centre)
+    areas = np.stack([area_targets(t)[k] for t, k in zip(labels, keep, strict=True)])
+    targets["area"] = torch.from_numpy(areas)
     targets["numbers"] = torch.from_numpy(numbers)
     pairs = None
     if phase.pairs and (seed - 1) % phase.pair_every == 0:

@@ -68,6 +68,7 @@ class PocketTrainer(nn.Module):
         width = self.llava.config.text_config.hidden_size
         self.mention_heads, self.number_head = MentionHeads(width), nn.Linear(width, NUMBERS)
         self.compare_head, self.centre_head = CompareHead(width), nn.Linear(width, 1)
+        self.area_head = nn.Linear(width, 1)
         self._blind_mask: Tensor | None = None
         self._states: dict[int, Tensor] = {}
         layers = self.llava.model.language_model.layers
@@ -129,6 +130,12 @@ class PocketTrainer(nn.Module):
         known = centre != IGNORE
         logits = self.centre_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
         return F.binary_cross_entropy_with_logits(logits, centre[known].float())
+
+    def find_areas(self, visual: Tensor, area: Tensor) -> Tensor:
+        """Loss of telling off a visual token how many patches its thing has."""
+        known = ~area.isnan()
+        found = self.area_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
+        return F.smooth_l1_loss(found, area[known] - 2, beta=0.1)
 
     def align(self, visual: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of visual tokens against the words for what they show, by cosine."""
@@ -204,7 +211,7 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
     matrices = [p for p in core.layers.parameters() if p.ndim == 2]
     others = [p for p in core.parameters() if all(p is not m for m in matrices)]
     others += [*trainer.llava.model.multi_modal_projector.parameters(), *trainer.mention_heads.parameters()]
-    for head in (trainer.number_head, trainer.compare_head, trainer.centre_head):
+    for head in (trainer.number_head, trainer.compare_head, trainer.centre_head, trainer.area_head):
         others += list(head.parameters())
     usual, share = TowerPlan(), plan.tower_share
     gentle = TowerPlan(
@@ -235,7 +242,7 @@ def step_loss(
 ) -> tuple[Tensor, dict[str, float], tuple[Counter[str], Counter[str]]]:
     """Loss of one step, its parts and the exact answers of the batch."""
     if phase.fresh:
-        scenes = [scene("train", FIRST_FRESH + 100 * step + i) for i in range(phase.pictures)]
+        scenes = [scene("train", FIRST_FRESH + 100 * (phase.first + step) + i) for i in range(phase.pictures)]
     else:
         order = np.random.RandomState(step).choice(len(cache), phase.pictures, replace=False)
         scenes = [scene("train", int(i)) for i in order]
@@ -267,6 +274,10 @@ def step_loss(
         centred = trainer.find_centres(visual, batch.targets["centre"])
         loss = loss + plan.align_weight * centred
         parts["centre"] = centred.item()
+    if plan.areas:
+        sized = trainer.find_areas(visual, batch.targets["area"])
+        loss = loss + sized
+        parts["area"] = sized.item()
     if batch.pairs is not None:
         logits, targets, _ = trainer(*batch.paired(kept), batch.pairs, phase.blind)
         both = weighted(logits, targets, batch.pairs)
@@ -305,7 +316,7 @@ def train_language(
     for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)
         used = tools if phase.joint else tools[:2]
-        set_rate(used, rate * min(1.0, (step + 1) / 50))
+        set_rate(used, rate * min(1.0, (step + 1) / plan.warmup))
         loss, parts, (right, asked) = step_loss(trainer, plan, phase, step, cache)
         trainer.zero_grad()
         loss.backward()
