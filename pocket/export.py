@@ -16,7 +16,6 @@ from pocket.runs import load
 from pocket.train_language import PocketTrainer
 from pocket.train_tower import TowerWithHeads
 
-
 LAST = f"{PLANS['pocket'][-1][0]}.pt"
 
 
