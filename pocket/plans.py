@@ -150,7 +150,10 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
         (
             "language-4",
             LanguagePlan(
-                phases=(Phase(320, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.5, 0.02)),),
+                phases=(
+                    Phase(100, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.5, 0.35)),
+                    Phase(130, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.35, 0.01)),
+                ),
                 cached=3000,
                 features="language-2",
                 centres=True,
