@@ -15,7 +15,7 @@ from adaptprune.eval.report import by_group
 
 CARD = Path("adaptprune/assets/pocket/README.md")
 RESULTS = Path("docs/results")
-BLOCKS = ("test", "hard")
+BLOCKS = ("test", "hard", "gate")
 
 
 def block(name: str, results: Path = RESULTS) -> str:
