@@ -1,8 +1,8 @@
-"""The measured tables of the model card, written from the results of ``adaptprune eval tabletop``.
+"""The measured tables of the model card and of the README, written from the results of ``adaptprune eval tabletop``.
 
-Contract: ``python -m pocket.card`` fills the blocks between ``<!-- name -->`` and ``<!-- end name -->`` of the card
-from a run's ``summary.json`` and ``run.json``, kept as ``docs/results/pocket-<name>.json`` and
-``docs/results/pocket-<name>-run.json``. So no number of these tables is typed by hand; a test compares them.
+Contract: ``python -m pocket.card`` fills the blocks between ``<!-- pocket-NAME -->`` and ``<!-- end pocket-NAME -->``
+from a run's ``summary.json`` and ``run.json``, kept as ``pocket-NAME.json`` and ``pocket-NAME-run.json`` in docs/results.
+So no number of these tables is typed by hand; a test compares them.
 """
 
 import argparse
@@ -13,9 +13,8 @@ from pathlib import Path
 
 from adaptprune.eval.report import by_group
 
-CARD = Path("adaptprune/assets/pocket/README.md")
+PAGES = (Path("adaptprune/assets/pocket/README.md"), Path("README.md"))
 RESULTS = Path("docs/results")
-BLOCKS = ("test", "hard", "gate")
 
 
 def block(name: str, results: Path = RESULTS) -> str:
@@ -23,8 +22,9 @@ def block(name: str, results: Path = RESULTS) -> str:
     run = json.loads((results / f"pocket-{name}-run.json").read_text())
     summary = json.loads((results / f"pocket-{name}.json").read_text())
     command = shlex.join(["adaptprune", *run["command"][1:]])
+    commit = (run["commit"] or "unknown")[:10]
     gate = summary["gate"]
-    lines = ["", f"    {command}", "", by_group(summary)]
+    lines = ["", f"    {command}      # at commit {commit}", "", by_group(summary)]
     if gate["random_loss_at_10_percent"] is not None:
         verdict = "passed" if gate["passed"] else "not passed"
         loss = 100 * gate["random_loss_at_10_percent"]
@@ -32,29 +32,28 @@ def block(name: str, results: Path = RESULTS) -> str:
     return "\n".join(lines)
 
 
-def fill(card: str, results: Path = RESULTS) -> str:
-    """The card with its blocks made anew."""
-    for name in BLOCKS:
-        card, found = re.subn(
-            f"(<!-- {name} -->\n).*?(<!-- end {name} -->)",
+def fill(text: str, results: Path = RESULTS) -> str:
+    """A page with those of its blocks made anew whose results there are."""
+    for name in re.findall("<!-- end pocket-(.*?) -->", text):
+        text, found = re.subn(
+            f"(<!-- pocket-{name} -->\n).*?(<!-- end pocket-{name} -->)",
             lambda match, name=name: match[1] + block(name, results) + match[2],  # type: ignore[misc]
-            card,
+            text,
             flags=re.DOTALL,
         )
         if found != 1:
-            raise ValueError(
-                f"the card has {found} blocks named {name!r}, not 1: <!-- {name} --> ... <!-- end {name} -->"
-            )
-    return card
+            raise ValueError(f"{found} blocks named pocket-{name}, not 1: <!-- pocket-{name} --> ... <!-- end ... -->")
+    return text
 
 
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--card", type=Path, default=CARD)
+    parser.add_argument("pages", type=Path, nargs="*", default=PAGES)
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
-    options.card.write_text(fill(options.card.read_text(), options.results))
+    for page in options.pages:
+        page.write_text(fill(page.read_text(), options.results))
 
 
 if __name__ == "__main__":

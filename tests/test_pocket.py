@@ -224,13 +224,15 @@ def test_training_resumes_after_a_kill(tmp_path):
         assert torch.allclose(value, resumed[name], atol=1e-6), name
 
 
-def test_the_card_shows_the_results():
+def test_card_and_readme_show_the_results():
     card = pytest.importorskip("pocket.card")
     root = ASSETS.parents[1]
     if not (root / "docs" / "results").is_dir():
         pytest.skip("the results are only in the repository")
-    text = (POCKET / "README.md").read_text()
-    assert card.fill(text, root / "docs" / "results") == text, "run python -m pocket.card"
+    for page in (POCKET / "README.md", root / "README.md"):
+        text = page.read_text()
+        assert "<!-- pocket-gate -->" in text
+        assert card.fill(text, root / "docs" / "results") == text, "run python -m pocket.card"
 
 
 def test_muon_steps_are_orthogonal():
