@@ -1,7 +1,7 @@
 """The measured tables of the model card and of the README, written from the results of ``adaptprune eval tabletop``.
 
 Contract: ``python -m pocket.card`` fills the blocks between ``<!-- pocket-NAME -->`` and ``<!-- end pocket-NAME -->``
-from a run's ``summary.json`` and ``run.json``, kept as ``pocket-NAME.json`` and ``pocket-NAME-run.json`` in docs/results.
+from a run's ``summary.json`` and ``run.json``, kept as ``pocket-NAME.json``, ``pocket-NAME-run.json`` in docs/results.
 So no number of these tables is typed by hand; a test compares them.
 """
 
