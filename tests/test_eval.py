@@ -16,14 +16,13 @@ from adaptprune.eval import api
 from adaptprune.eval.answers import read
 from adaptprune.eval.columns import UNPRUNED, Column, columns
 from adaptprune.eval.page import write_page
-from adaptprune.eval.report import markdown, plot, table_csv
+from adaptprune.eval.report import by_group, markdown, plot, table_csv
 from adaptprune.eval.runner import Runner
 from adaptprune.eval.stats import Bootstrap, estimate
 from adaptprune.eval.summary import TOTAL, Summary
 from adaptprune.eval.task import Item, Task
-from adaptprune.eval.tasks.tabletop import Tabletop, mentioned
+from adaptprune.eval.tasks.tabletop import KINDS, Tabletop, mentioned
 from adaptprune.models import load
-from adaptprune.tabletop import QUESTION_TYPES
 
 
 class Toy(Task):
@@ -143,6 +142,16 @@ def toy_summary(accuracies, pictures=200, seed=0):
     return Summary(items, answers, wanted), answers
 
 
+def test_the_table_by_group_has_every_question_type_and_its_interval():
+    summary, _ = toy_summary({UNPRUNED: 0.9, "random@0.1": 0.4})
+    lines = by_group(summary.to_dict()).splitlines()
+    assert lines[0] == "| questions | n | unpruned | 95 % | random 10 % | 95 % |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| total", "| a", "| b", "| m"]
+    accuracy = summary.rows[1].cells["a"].accuracy
+    numbers = [f"{100 * x:.1f}" for x in (accuracy.value, accuracy.low, accuracy.high)]
+    assert lines[3].endswith(f"| {numbers[0]} | {numbers[1]} - {numbers[2]} |")
+
+
 def test_a_summary_by_hand():
     items = [SimpleNamespace(picture=p, kind=k, marks=frozenset()) for p, k in zip("aabb", "xyxy", strict=True)]
     line = lambda score, answer: {"score": score, "answer": answer, "kept": 7}  # noqa: E731
@@ -232,7 +241,7 @@ def test_tabletop_items_are_stable_and_varied():
     items = Tabletop("validation", 30).items()
     assert [item.id for item in items] == [item.id for item in Tabletop("validation", 30).items()]
     assert len({item.id for item in items}) == len(items)
-    assert {item.kind for item in items} == set(QUESTION_TYPES)
+    assert {item.kind for item in items} == set(KINDS)
     assert all(item.images()[0].size == (336, 336) for item in items[:3])
     assert max(map(len, ([i for i in items if i.picture == p] for p in {i.picture for i in items}))) == 8
     assert Tabletop("validation", 1).score(items[0], f" {items[0].expected.upper()}. ") == 1

@@ -34,7 +34,7 @@ def command(
     image_folder: Path = typer.Option(None, help="custom: folder of their pictures."),
     answers_file: str = typer.Option(None, help="Also write answers in LLaVA's fields here; {column} for several."),
     pictures: int = typer.Option(None, help="tabletop: how many pictures, up to eight questions each. Default: 60."),
-    kind: list[str] = typer.Option([], help="tabletop: question types. Default: all about one picture."),
+    kind: list[str] = typer.Option([], help="tabletop: question types. Default: all."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     max_new_tokens: int = typer.Option(None, help="Longest answer. Default: as LLaVA-1.5's script for the task."),
     protocol: str = typer.Option("auto", help="llava-1.5 (Vicuna's system prompt, padded pictures), model, or auto."),

@@ -15,6 +15,7 @@ from adaptprune.eval.columns import Column
 from adaptprune.eval.task import Task
 
 MOST_GROUPS = 5
+NARROW = 3  # up to as many columns fit next to one another: then every question type has a line
 MOST_PROBLEMS = 5
 
 
@@ -54,14 +55,18 @@ def with_bar(task: Task, wanted: list[Column], folder: Path, options: dict[str, 
 
 def result(task: Task, found: Result) -> None:
     """The table, what could not be asked, and where the rest is."""
-    from adaptprune.eval.report import cells, header
+    from adaptprune.eval.report import by_group, cells, header
 
     summary = found.summary
-    groups = [name for name in summary.groups if name != "caption"][:MOST_GROUPS]
-    table = Table(*header(summary, groups))
-    for row in summary.rows:
-        table.add_row(*cells(summary, row, groups))
-    stdout.print(table)
+    groups = list(summary.groups)[:MOST_GROUPS]
+    if task.name == "tabletop" and len(summary.rows) <= NARROW:
+        groups = list(summary.groups)
+        stdout.print(by_group(summary.to_dict()), highlight=False, soft_wrap=True)
+    else:
+        table = Table(*header(summary, groups))
+        for row in summary.rows:
+            table.add_row(*cells(summary, row, groups))
+        stdout.print(table)
     for problem in summary.problems[:MOST_PROBLEMS]:
         stderr.print(f"not asked: {problem['id']}: {problem['why']}", markup=False)
     if summary.problem_count:

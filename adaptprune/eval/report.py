@@ -66,6 +66,22 @@ def markdown(summary: Summary, groups: Sequence[str] | None = None) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def by_group(summary: dict[str, Any]) -> str:
+    """For a few columns, from a summary as it is stored: a line for every group of questions, with intervals."""
+    columns = summary["columns"]
+    names = [UNPRUNED if c["method"] == UNPRUNED else f"{c['method']} {100 * c['keep_ratio']:g} %" for c in columns]
+    lines = ["| questions | n | " + " | ".join(f"{name} | 95 %" for name in names) + " |"]
+    lines.append("|---|---:|" + "---:|---|" * len(columns))
+    for group in columns[0]["groups"]:
+        found = [column["groups"][group] for column in columns]
+        texts = [group.replace("_", " "), str(found[0]["questions"])]
+        for cell in found:
+            accuracy = cell["accuracy"]
+            texts += [percent(accuracy["value"]), f"{percent(accuracy['low'])} - {percent(accuracy['high'])}"]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table_csv(summary: Summary) -> str:
     """Every number, one per line: means of scores with their interval and "of unpruned", then everything else."""
     out = io.StringIO()
