@@ -348,3 +348,28 @@ def test_rows_of_slots_keep_their_keys_when_others_join_and_leave():
                     held = mask[row, 0, 0] if mask is not None else torch.ones(keys.shape[2], dtype=torch.bool)
                     assert torch.equal(keys[row][:, held], expected[index])
         assert len(slots) == len(mirror), round_
+
+
+def test_leaving_while_the_prompt_is_read_takes_nothing_with_it(parts, engine, monkeypatch):
+    """Whoever leaves between the reading of its prompt and its first token has none to go on from."""
+    turns = request(5)[0]
+    expected = alone(parts, engine, turns, None, 200)
+    read = engine._batch.read
+
+    def read_and_leave(job):
+        written = read(job)
+        job.cancelled = job.sampling.max_tokens == 299  # as a client that hangs up at this moment
+        return written
+
+    monkeypatch.setattr(engine._batch, "read", read_and_leave)
+    gone = threading.Thread(target=lambda: list(engine.stream(request(6)[0], Sampling(299))))
+    text, last = "", None
+    for number, event in enumerate(engine.stream(turns, Sampling(200))):
+        if number == 0:
+            gone.start()
+        text, last = (text + event.text, last) if isinstance(event, Delta) else (text, event)
+    gone.join(30)
+    assert not gone.is_alive()
+    assert isinstance(last, Done)
+    assert text == expected
+    empty(engine)

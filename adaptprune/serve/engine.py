@@ -267,7 +267,7 @@ class Engine:
                 if not isinstance(error, AdaptPruneError):
                     log.exception("reading a prompt failed")
                 self._fail(job, from_exception(error))
-                self._batch.drop(lambda row: row.job.closed)
+            self._drop_gone()  # whoever left while the prompt was read has no first token to go on from
         if self._batch.rows:
             self._write()
 

@@ -115,7 +115,7 @@ def test_a_killed_run_goes_on(files, tmp_path, how):
         process = subprocess.Popen([sys.executable, "-m", "adaptprune", *command], stdout=-1, stderr=-1)
         assert started.wait(60)
         process.send_signal(how)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=120)
     assert process.returncode == (-signal.SIGKILL if how == signal.SIGKILL else 130), err
     assert KEY.encode() not in out + err + files["output"].read_bytes()
     assert len(records(files["output"])) == 3
