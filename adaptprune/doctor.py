@@ -19,6 +19,7 @@ OPTIONAL = (
     "peft",
     "flash-attn",
     "matplotlib",
+    "openai",
     "gradio",
     "fastapi",
     "vllm",

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from adaptprune.checks import whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.registry import did_you_mean
 
@@ -24,7 +25,7 @@ CUES = {
 
 @dataclass(frozen=True)
 class VisualTokens:
-    """The visual tokens of one image as they arrive at the layer where they are pruned.
+    """Visual tokens that share a budget (see `BUDGETS`), as they arrive at the layer where they are pruned.
 
     Attributes
     ----------
@@ -48,6 +49,14 @@ class VisualTokens:
         return self.hidden.shape[0]
 
 
+#: What shares one budget.
+BUDGETS = {
+    "image": "each image (or video) has a budget of its own",
+    "grid": "each tile or frame has",
+    "joint": "all images of a prompt share one",
+}
+
+
 def budget(keep_ratio: float, num_visual: int) -> int:
     """How many tokens are kept: ``max(1, floor(keep_ratio * num_visual))``, as the released code rounds."""
     return max(1, math.floor(keep_ratio * num_visual))
@@ -62,13 +71,20 @@ class Pruner:
     Parameters
     ----------
     keep_ratio : float
-        Fraction of the visual tokens of each image that is KEPT, in (0, 1]. 1 leaves the model untouched.
+        Fraction of the visual tokens that is KEPT, in (0, 1]: ``max(1, floor(keep_ratio * N))`` of the N that share a
+        budget. 1 leaves the model untouched.
     layer : int
         K: tokens leave before decoder layer K (layers count from 0). 0 is before the language model.
+    num_keep : int, optional
+        How many tokens are kept at most, in place of `keep_ratio`, for every N that share a budget.
+    budget : {"image", "grid", "joint"}
+        What shares one budget: an image (or video), a tile or frame, or all of a prompt.
     """
 
     keep_ratio: float = 0.5
     layer: int = 2
+    num_keep: int | None = None
+    budget: str = "image"
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
@@ -82,6 +98,10 @@ class Pruner:
             )
         if isinstance(self.layer, bool) or not isinstance(self.layer, int) or self.layer < 0:
             raise AdaptPruneError(f"layer={self.layer!r} is not allowed: it is a decoder layer's number, 0 or more.")
+        if self.num_keep is not None:
+            whole("num_keep", self.num_keep, 1, 2**31)
+        if self.budget not in BUDGETS:
+            raise AdaptPruneError(f"unknown budget={self.budget!r}.{did_you_mean(str(self.budget), BUDGETS)}")
         if self.layer < self.smallest_layer:
             raise AdaptPruneError(
                 f"layer={self.layer} is too early for {self.name!r}, which ranks tokens by what layer K-1 computed: "
@@ -119,6 +139,14 @@ class Pruner:
         """Decoder layer to the fraction of each image's original tokens that is kept from it on."""
         return {self.layer: self.keep_ratio}
 
+    def num_kept(self, keep_ratio: float, num_visual: int) -> int:
+        """How many of `num_visual` tokens that share a budget are kept at a stage with this ratio."""
+        return budget(keep_ratio, num_visual) if self.num_keep is None else min(self.num_keep, num_visual)
+
+    def groups(self, images: Tensor, coords: Tensor) -> Tensor:
+        """The budget that each token of a prompt belongs to, (N,) int64, from its image (N,) and place (N, 3)."""
+        return {"image": images, "grid": coords[:, 0], "joint": torch.zeros_like(images)}[self.budget]
+
     def warm_up(self) -> None:
         """Compile or load what `select` will use, so that the first prompt does not pay for it."""
 
@@ -128,9 +156,17 @@ class Pruner:
         for key in options:
             if key not in allowed:
                 raise AdaptPruneError(f"unknown option {key!r} for {self.name!r}.{did_you_mean(key, allowed)}")
+        if options.get("num_keep") is not None and "keep_ratio" in options:
+            raise AdaptPruneError(
+                f"keep_ratio={options['keep_ratio']} and num_keep={options['num_keep']} are two ways to say how many "
+                "tokens are kept: give one."
+            )
+        if "keep_ratio" in options:
+            options.setdefault("num_keep", None)  # the newer word counts
         return dataclasses.replace(self, **options)
 
     def spec(self) -> str:
         """The spec string that makes this very pruner, with every option spelt out."""
-        options = ",".join(f"{field.name}={getattr(self, field.name)}" for field in dataclasses.fields(self))
-        return f"{self.name}:{options}"
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del options["keep_ratio" if self.num_keep is not None else "num_keep"]
+        return f"{self.name}:" + ",".join(f"{key}={value}" for key, value in options.items())

@@ -18,12 +18,18 @@ class SampleReport:
         Places of the kept visual tokens in the unpruned prompt (its padding counted), ascending.
     images : list of (int, int)
         Visual tokens and kept tokens of each image.
+    grids : list of (int, int, int)
+        Image, rows and columns of each grid (image, tile or frame).
+    cells : list of (int, int, int)
+        Grid, row and column of each kept token.
     """
 
     num_visual: int = 0
     num_kept: int = 0
     kept: list[int] = field(default_factory=list)
     images: list[tuple[int, int]] = field(default_factory=list)
+    grids: list[tuple[int, int, int]] = field(default_factory=list)
+    cells: list[tuple[int, int, int]] = field(default_factory=list)
 
 
 @dataclass

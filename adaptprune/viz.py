@@ -17,30 +17,44 @@ CELL = 28  # pixels per visual token in the picture
 GAP = 8  # pixels between several images
 
 
-def overlay(config: Any, processor: Any, inputs: Mapping[str, Tensor], sample: SampleReport) -> Image.Image:
-    """The images of one prompt side by side, dropped patches dimmed and kept ones outlined.
+def overlay(
+    images: Sequence[Image.Image], sample: SampleReport, seen: Sequence[Image.Image] | None = None
+) -> Image.Image:
+    """The grids of one prompt side by side, dropped patches dimmed and kept ones outlined.
 
-    The pictures are made from `pixel_values`, so they show what the model saw after resizing and cropping.
+    Parameters
+    ----------
+    images : sequence of PIL images
+        Those of the prompt, in its order.
+    sample : SampleReport
+        What `prune` reported of it.
+    seen : sequence of PIL images, optional
+        One per grid, as the model saw them after resizing and cropping (see `pictures_seen`); otherwise a grid is
+        drawn over the whole of its image.
+    """
+    kept: list[list[tuple[int, int]]] = [[] for _ in sample.grids]
+    for grid, row, column in sample.cells:
+        kept[grid].append((row, column))
+    pictures = seen if seen is not None and len(seen) == len(sample.grids) else [images[i] for i, _, _ in sample.grids]
+    shapes = [(rows, columns) for _, rows, columns in sample.grids]
+    return side_by_side([_panel(*panel) for panel in zip(pictures, shapes, kept, strict=True)])
+
+
+def pictures_seen(config: Any, processor: Any, inputs: Mapping[str, Tensor]) -> list[Image.Image] | None:
+    """The pictures in `pixel_values`, one per grid; None for families that do not lay them out so.
 
     Parameters
     ----------
     config
         The model's config.
     inputs : mapping
-        Model inputs of a batch of one, with `input_ids` and `pixel_values` (images, 3, H, W).
-    sample : SampleReport
-        What `prune` reported of it.
+        Model inputs of a batch of one.
     """
-    layouts = family_of(config).layout(config, inputs)
-    assert layouts is not None, "an overlay needs an image"
-    (layout,) = layouts
-    kept = torch.isin(layout.positions.cpu(), torch.tensor(sample.kept, dtype=torch.int64))
-    coords = layout.coords.cpu()
-    panels = []
-    for grid, pixels in enumerate(inputs["pixel_values"]):
-        member = coords[:, 0] == grid
-        panels.append(_panel(_picture(pixels, processor.image_processor), coords[member, 1:], kept[member]))
-    return side_by_side(panels)
+    pixels = inputs.get("pixel_values")
+    if pixels is None or not family_of(config).pixels_per_grid or pixels.shape[-3] != 3:
+        return None
+    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    return [_picture(picture, processor.image_processor) for picture in flat]
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -62,12 +76,12 @@ def _picture(pixels: Tensor, image_processor: Any) -> Image.Image:
     return Image.fromarray(picture.permute(1, 2, 0).numpy())
 
 
-def _panel(picture: Image.Image, coords: Tensor, kept: Tensor) -> Image.Image:
-    rows, columns = (coords.max(dim=0).values + 1).tolist()
-    bright = picture.resize((columns * CELL, rows * CELL), Image.Resampling.LANCZOS)
+def _panel(picture: Image.Image, shape: tuple[int, int], kept: Sequence[tuple[int, int]]) -> Image.Image:
+    rows, columns = shape
+    bright = picture.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.LANCZOS)
     panel = Image.blend(Image.new("RGB", bright.size), bright, DIMMED)
     draw = ImageDraw.Draw(panel)
-    for row, column in coords[kept].tolist():
+    for row, column in kept:
         box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
         panel.paste(bright.crop(box), box)
         draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 255, 255))

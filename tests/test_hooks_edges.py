@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlavaConfig, LlavaForCo
 
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
+from tests.hiding import hiding
 from tests.tiny import CASES, IMAGE, LAYERS, RUN, SIDE, Hidden, batch, dropped, llava, oracle, prompt
 
 TOLERANCE = 1e-4
@@ -130,11 +131,12 @@ def test_other_towers(tower):
 
 
 @torch.no_grad()
-def test_generate_over_two_turns():
+@pytest.mark.parametrize("spec", ["adaptprune", "random:layer=0"])
+def test_generate_over_two_turns(spec):
     """generate() is handed the whole conversation and the cache of the first turn."""
     model, first = llava(), batch(prompt(1, 9))
     second = batch(prompt(1, 7, 8), seed=2)
-    with adaptprune.prune(model, "adaptprune", keep_ratio=0.25) as report:
+    with adaptprune.prune(model, spec, keep_ratio=0.25) as report:
         turn = model.generate(**first, max_new_tokens=4, return_dict_in_generate=True)
         gone = dropped(report, first)[0]
         whole = torch.cat([turn.sequences, second["input_ids"]], dim=1)
@@ -145,7 +147,7 @@ def test_generate_over_two_turns():
         gone += sorted(set(visual.tolist()) - set(report.samples[0].kept))
         assert len(report.samples[0].kept) == 9
     pixels = torch.cat([first["pixel_values"], second["pixel_values"]])
-    with oracle(model, Hidden(2, [gone], torch.ones_like(whole))):
+    with oracle(model, Hidden(adaptprune.make_pruner(spec).layer, [gone], torch.ones_like(whole))):
         full = model.generate(
             input_ids=whole, attention_mask=torch.ones_like(whole), pixel_values=pixels, max_new_tokens=5
         )
@@ -153,17 +155,15 @@ def test_generate_over_two_turns():
 
 
 @torch.no_grad()
-def test_at_layer_0_a_cache_is_only_continued_where_it_can_be_counted():
+def test_at_layer_0_a_cache_is_continued_under_a_mask_of_all_positions():
     model, inputs = llava(), batch(prompt(1, 9))
     with adaptprune.prune(model, "random", layer=0):
-        turn = model.generate(**inputs, max_new_tokens=4, return_dict_in_generate=True)
-        with pytest.raises(AdaptPruneError, match="layer=0 can be continued by several tokens only.*layer=1 or later"):
-            model.generate(input_ids=torch.cat([turn.sequences, torch.tensor([[3, 4]])], 1), max_new_tokens=3,
-                           past_key_values=turn.past_key_values)  # fmt: skip
-        cache = model(**inputs).past_key_values
+        one, two = (model(**inputs).past_key_values for _ in range(2))
+        assert one.get_seq_length() == inputs["input_ids"].shape[1]
         wide = torch.ones(1, 1, 1, inputs["input_ids"].shape[1] + 1, dtype=torch.bool)
-        with pytest.raises(AdaptPruneError, match="layer=0 can be continued"):
-            model(torch.tensor([[3]]), attention_mask=wide, past_key_values=cache)
+        token = torch.tensor([[3]])
+        masked = model(token, attention_mask=wide, past_key_values=one).logits
+        torch.testing.assert_close(masked, model(token, past_key_values=two).logits, atol=TOLERANCE, rtol=0)
 
 
 @torch.no_grad()
@@ -239,17 +239,27 @@ def test_the_report_follows_every_prompt():
 
 
 @torch.no_grad()
-def test_a_sliding_window_is_refused_once_it_slides():
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("layer", [0, 2])
+def test_kept_tokens_leave_a_sliding_window_by_their_positions(attention, layer):
+    """Every layer slides, and the prompt is longer than the window: the cache holds what positions cannot reach."""
     from transformers import MistralConfig
 
+    torch.manual_seed(0)
     text = MistralConfig(vocab_size=100, hidden_size=64, intermediate_size=128, num_hidden_layers=LAYERS,
-                         num_attention_heads=4, num_key_value_heads=2, sliding_window=50)  # fmt: skip
+                         num_attention_heads=4, num_key_value_heads=2, sliding_window=50,
+                         initializer_range=0.2)  # fmt: skip
     config = LlavaConfig(vision_config=llava().config.vision_config, text_config=text, image_token_index=IMAGE)
-    model = LlavaForConditionalGeneration(config).eval()
-    with adaptprune.prune(model, "fastv"):
-        model(**batch(prompt(1, 9)))
-        with pytest.raises(AdaptPruneError, match="86 tokens, more than the decoder's sliding window of 50"):
-            model(**batch(prompt(2, 14)))
+    model = LlavaForConditionalGeneration._from_config(config, attn_implementation=attention).eval()
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = None, 0
+    inputs = batch(prompt(2, 14), prompt(1, 9))
+    options = {"max_new_tokens": 12, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    with adaptprune.prune(model, "random", keep_ratio=0.5, layer=layer) as report:
+        pruned = model.generate(**inputs, **options)
+    with hiding(model, layer, dropped(report, inputs)):
+        full = model.generate(**inputs, **options)
+    torch.testing.assert_close(torch.stack(pruned.logits), torch.stack(full.logits), atol=TOLERANCE, rtol=0)
+    assert torch.equal(pruned.sequences, full.sequences)
 
 
 @pytest.mark.parametrize(

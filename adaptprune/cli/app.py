@@ -65,11 +65,12 @@ def options(
 
 
 def add_commands() -> None:
-    from adaptprune.cli import bench, doctor, families, gateway, methods, run, serve, tabletop
+    from adaptprune.cli import bench, doctor, families, gateway, methods, review, run, serve, tabletop
     from adaptprune.cli import eval as evaluate
 
     for module in (run, evaluate, serve, gateway, methods, families, doctor, bench, tabletop):
         app.command(cls=ManyValues)(module.command)
+    app.add_typer(review.group, name="review")
 
 
 def main() -> None:

@@ -49,9 +49,11 @@ def command(
     )
     if overlay is not None:
         from adaptprune.viz import overlay as draw
+        from adaptprune.viz import pictures_seen
 
         assert answer.report is not None
-        draw(engine.model.config, engine.processor, answer.inputs, answer.report.samples[0]).save(overlay)
+        seen = pictures_seen(engine.model.config, engine.processor, answer.inputs)
+        draw(images, answer.report.samples[0], seen).save(overlay)
     if as_json:
         print_json(_record(answer, engine, prompt, image))
         return

@@ -13,7 +13,7 @@ from PIL import Image
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval.runner import Column
 from adaptprune.eval.task import Item, Task
-from adaptprune.viz import overlay, side_by_side
+from adaptprune.viz import overlay, pictures_seen, side_by_side
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -54,7 +54,7 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
             answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
             assert answer.report is not None
             sample = answer.report.samples[0]
-            picture = overlay(engine.model.config, engine.processor, answer.inputs, sample)
+            picture = overlay(images, sample, pictures_seen(engine.model.config, engine.processor, answer.inputs))
             label = f"{column.method}, {sample.num_kept} of {sample.num_visual} tokens"
             figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
         marks = ", ".join(sorted(item.marks)).replace("_", " ")

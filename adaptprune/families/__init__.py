@@ -8,18 +8,32 @@ from __future__ import annotations
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, Layout
+from adaptprune.families.base import ENCODERS, Family, Layout, join
 from adaptprune.registry import Registry
 
 FAMILIES = Registry(
     "family",
     {
         "llava": "adaptprune.families.llava:Llava",
+        "llava_next": "adaptprune.families.llava_next:LlavaNext",
+        "llava_next_video": "adaptprune.families.llava_next_video:LlavaNextVideo",
+        "llava_onevision": "adaptprune.families.llava_onevision:LlavaOnevision",
+        "video_llava": "adaptprune.families.video_llava:VideoLlava",
+        "qwen2_vl": "adaptprune.families.qwen_vl:QwenVL",
+        "qwen2_5_vl": "adaptprune.families.qwen_vl:QwenVL",
+        "qwen3_vl": "adaptprune.families.qwen_vl:Qwen3VL",
+        "qwen3_vl_moe": "adaptprune.families.qwen_vl:Qwen3VL",
+        "internvl": "adaptprune.families.internvl:InternVL",
+        "gemma3": "adaptprune.families.gemma3:Gemma3",
+        "idefics3": "adaptprune.families.idefics3:Idefics3",
+        "smolvlm": "adaptprune.families.idefics3:Idefics3",
+        "mistral3": "adaptprune.families.mistral3:Mistral3",
+        "paligemma": "adaptprune.families.paligemma:PaliGemma",
     },
     group="adaptprune.families",
 )
 
-__all__ = ["FAMILIES", "Family", "Layout", "family_of", "list_families"]
+__all__ = ["ENCODERS", "FAMILIES", "Family", "Layout", "family_of", "join", "list_families"]
 
 
 def list_families() -> list[str]:

@@ -1,18 +1,25 @@
-"""What a family tells about a model: its parts, and the places of its visual tokens. No hooks, no rules."""
+"""What a family tells about a model: its parts, and where its visual tokens lie on their grids. No hooks, no rules."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from adaptprune.errors import AdaptPruneError
+
+#: How a picture or video is put in: the method of the base module that encodes it, and its placeholder in the config.
+ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
+PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
+
 
 @dataclass(frozen=True)
 class Layout:
-    """The visual tokens of one sample, in the order of the sequence.
+    """The visual tokens of one sample that can be pruned, in the order of the sequence.
 
     Attributes
     ----------
@@ -21,26 +28,53 @@ class Layout:
     coords : Tensor, (N, 3), int64
         Grid, row, column. A grid is an image, a tile or a frame, numbered from 0 within the sample.
     images : Tensor, (N,), int64
-        The image that each token belongs to, numbered from 0; an image may have several grids.
+        The image (or video) that each token belongs to, numbered from 0; an image may have several grids.
     """
 
     positions: Tensor
     coords: Tensor
     images: Tensor
 
+    @classmethod
+    def empty(cls, device: torch.device) -> Layout:
+        """No visual tokens."""
+        none = torch.empty(0, dtype=torch.int64, device=device)
+        return cls(none, none.view(0, 3), none)
+
 
 class Family:
-    """One visual layout. Subclasses set `model_types` and override `layout`; the rest has the usual defaults."""
+    """One visual layout.
+
+    A subclass sets `model_types` and overrides `cells`; the rest has defaults that fit most models. The base module of
+    a model (`model.model`) encodes pictures by `get_image_features` and videos by `get_video_features`, and puts the
+    features in place of placeholders in the order of the prompt.
+    """
 
     model_types: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
-    supports: ClassVar[dict[str, bool]] = {}
+    #: Sites (encoder: before the language model, layer=0) and inputs.
+    supports: ClassVar[dict[str, bool]] = {
+        "decoder": True,
+        "encoder": True,
+        "images": True,
+        "several images": True,
+        "video": False,
+        "batch": True,
+    }
+    #: Whether a token sees nothing that comes after it (not so where images see all of themselves).
+    causal: ClassVar[bool] = True
+    #: Whether `pixel_values` holds one picture per grid, in order.
+    pixels_per_grid: ClassVar[bool] = False
 
     def check(self, config: Any) -> None:
         """Raise AdaptPruneError if a model with this config cannot be pruned although its type is known."""
 
+    def smallest_layer(self, config: Any) -> int:
+        """The first decoder layer before which tokens can leave."""
+        return 0
+
     def base(self, model: nn.Module) -> nn.Module:
-        """The module whose forward sees `input_ids` next to the images."""
+        """The module that encodes the pictures and whose forward sees `input_ids`."""
         inner = getattr(model, "model", model)
         assert isinstance(inner, nn.Module)
         return inner
@@ -51,20 +85,136 @@ class Family:
         assert isinstance(decoder, nn.Module)
         return decoder
 
-    def layout(self, config: Any, inputs: Mapping[str, Any]) -> list[Layout] | None:
-        """Where the visual tokens stand: one Layout per sample (empty ones for text), or None if no image is given.
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        """Where the tokens of each encoded picture or video lie.
 
         Parameters
         ----------
-        config
-            The model's config.
+        base : nn.Module
+        modality : {"image", "video"}
         inputs : mapping
-            The keyword arguments of the base module's forward.
+            Arguments of the method that encoded them (`ENCODERS`); empty if it ran before the model was pruned.
+        features
+            What it returned; its `pooler_output` goes in place of the placeholders.
+
+        Returns
+        -------
+        list of Tensor, (n, 3), int64
+            One per picture or video, in the order of the prompt: grid (from 0 within it), row and column of each
+            placeholder. -1 for tokens without a place (newlines, class tokens), which are never pruned.
         """
-        raise NotImplementedError(f"{type(self).__name__} does not override layout")
+        raise NotImplementedError(f"{type(self).__name__} does not override cells")
+
+    def group(self, ids: Tensor, places: Sequence[Tensor]) -> list[int]:
+        """The image that each unit returned by `cells` belongs to, for families that return tiles.
+
+        Parameters
+        ----------
+        ids : Tensor, (L,), int64
+            One row of `input_ids`.
+        places : sequence of Tensor, (n,), int64
+            Placeholders of each unit.
+        """
+        return list(range(len(places)))
+
+    def layout(self, config: Any, ids: Tensor, encoded: Mapping[str, Sequence[Tensor]]) -> list[Layout]:
+        """One Layout per row of `ids`, empty ones for text.
+
+        Parameters
+        ----------
+        ids : Tensor, (B, L), int64
+        encoded : mapping
+            What `cells` returned, by modality. With several sequences per prompt (beams) the rows of `ids` are
+            repeated, these are not.
+        """
+        rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in ids]
+        for modality, units in encoded.items():
+            found = (ids == getattr(config, PLACEHOLDERS[modality])).cpu()
+            copies, rest = divmod(int(found.sum()), max(1, sum(map(len, units))))
+            if rest or not copies or len(ids) % copies:
+                raise AdaptPruneError(
+                    f"the prompts have {int(found.sum())} {modality} placeholders, not a multiple of the "
+                    f"{sum(map(len, units))} that the {modality}s take: build the prompts with the model's own "
+                    "processor, and read each in one forward."
+                )
+            for row, mask in enumerate(found):
+                if row % copies == 0:
+                    taken, units = _take(units, int(mask.sum()), modality)
+                parts = mask.nonzero()[:, 0].split([len(unit) for unit in taken])
+                rows[row] += zip(parts, taken, strict=True)
+        return [
+            self._one(line, sorted(parts, key=lambda part: int(part[0][0])))
+            for line, parts in zip(ids, rows, strict=True)
+        ]
+
+    def _one(self, ids: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Layout:
+        if not parts:
+            return Layout.empty(ids.device)
+        grids, coords = 0, []
+        for _, cells in parts:
+            cells = cells.cpu()
+            shift = torch.tensor([grids, 0, 0])
+            coords.append(torch.where(cells < 0, cells, cells + shift))
+            grids += int(cells[:, 0].max()) + 1
+        images = self.group(ids.cpu(), [places for places, _ in parts])
+        owners = [torch.full((len(places),), image) for (places, _), image in zip(parts, images, strict=True)]
+        placed = torch.cat(coords)[:, 0] >= 0
+        fields = (torch.cat([places for places, _ in parts]), torch.cat(coords), torch.cat(owners))
+        return Layout(*(field[placed].to(ids.device) for field in fields))
 
 
-def raster(grids: int, rows: int, columns: int, device: torch.device) -> Tensor:
+def _take(units: Sequence[Tensor], count: int, modality: str) -> tuple[list[Tensor], Sequence[Tensor]]:
+    """The first units that have `count` tokens together, and the others."""
+    taken: list[Tensor] = []
+    while count > 0 and len(taken) < len(units):
+        count -= len(units[len(taken)])
+        taken.append(units[len(taken)])
+    if count:
+        raise AdaptPruneError(
+            f"a prompt's {modality} placeholders do not match its {modality}s: build it with the model's own processor."
+        )
+    return taken, units[len(taken) :]
+
+
+def join(first: Layout, second: Layout, offset: int) -> Layout:
+    """The visual tokens of a sequence and of one that begins `offset` positions after it."""
+    if not first.positions.numel() or not second.positions.numel():
+        lone = first if first.positions.numel() else second
+        return lone if lone is first else Layout(second.positions + offset, second.coords, second.images)
+    grids = torch.tensor([int(first.coords[:, 0].max()) + 1, 0, 0], device=second.coords.device)
+    return Layout(
+        torch.cat([first.positions, second.positions + offset]),
+        torch.cat([first.coords, second.coords + grids]),
+        torch.cat([first.images, second.images + first.images.max() + 1]),
+    )
+
+
+def raster(grids: int, rows: int, columns: int, device: torch.device | str = "cpu") -> Tensor:
     """Coordinates of `grids` full grids one after another, each row by row: (grids * rows * columns, 3), int64."""
     axes = [torch.arange(size, device=device) for size in (grids, rows, columns)]
     return torch.cartesian_prod(*axes)
+
+
+def placeless(count: int) -> Tensor:
+    """Cells of `count` tokens that have no place on a grid, (count, 3), int64."""
+    return torch.full((count, 3), -1)
+
+
+def squares(features: Sequence[Tensor] | Tensor, extra: int = 0, group: int = 1) -> list[Tensor]:
+    """Cells of pictures with one square grid each, from the features of each, (tokens, D).
+
+    Parameters
+    ----------
+    extra : int
+        Tokens without a place in front of each picture's (class tokens).
+    group : int
+        Consecutive pictures that make one unit (frames of a video).
+    """
+    tokens = len(features[0]) - extra
+    side = math.isqrt(tokens)
+    if side * side != tokens:
+        raise AdaptPruneError(f"{tokens} visual tokens per picture are not a square grid.")
+    frames = [torch.cat([placeless(extra), raster(1, side, side)]) for _ in range(group)]
+    for number, cells in enumerate(frames):
+        cells[cells[:, 0] >= 0, 0] = number
+    return [torch.cat(frames)] * (len(features) // group)

@@ -1,31 +1,25 @@
-"""LLaVA-1.5: every image is one square grid of patch tokens, in place of a run of placeholders."""
+"""LLaVA-1.5: every image is one grid of patch tokens, in place of a run of placeholders."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import torch
+from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, Layout, raster
+from adaptprune.families.base import Family, raster, squares
 
 #: Supported vision towers, and how many class tokens each puts in front of its patches.
-CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0}
+CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "pixtral": 0}
 
 
 class Llava(Family):
-    """`LlavaForConditionalGeneration` with a vision tower of fixed size (CLIP, SigLIP)."""
+    """`LlavaForConditionalGeneration` with a vision tower of fixed size (CLIP, SigLIP) or Pixtral's."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
-    summary: ClassVar[str] = "LLaVA-1.5 and its relatives: one square grid per image"
-    supports: ClassVar[dict[str, bool]] = {
-        "decoder": True,
-        "encoder": False,
-        "images": True,
-        "video": False,
-        "batch": True,
-    }
+    summary: ClassVar[str] = "LLaVA-1.5 and its relatives (CLIP, SigLIP), Pixtral 12B: one grid per image"
+    pixels_per_grid: ClassVar[bool] = True
 
     def check(self, config: Any) -> None:
         tower = config.vision_config
@@ -40,30 +34,17 @@ class Llava(Family):
                 "cuts its first patch off instead: set it to 'full' in the model's and the processor's config."
             )
 
-    def layout(self, config: Any, inputs: Mapping[str, Any]) -> list[Layout] | None:
-        features = (inputs.get("mm_encoder_outputs") or {}).get("image")
-        if inputs.get("pixel_values") is None and features is None:
-            return None
-        ids = inputs.get("input_ids")
-        if ids is None:
-            raise AdaptPruneError(
-                "pruning needs input_ids to find the visual tokens: pass them instead of inputs_embeds."
-            )
-        side = config.vision_config.image_size // config.vision_config.patch_size
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        config = base.config
+        if config.vision_config.model_type == "pixtral":
+            return whole_patches(inputs, config.vision_config.patch_size)
         # "full" keeps the class token in front of the patches: it has no place on the grid and is never pruned
         full = config.vision_feature_select_strategy == "full"
-        extra = CLASS_TOKENS[config.vision_config.model_type] if full else 0
-        run = side * side + extra
-        layouts = []
-        for row in ids:
-            positions = (row == config.image_token_id).nonzero()[:, 0]
-            count, rest = divmod(positions.numel(), run)
-            if rest:
-                raise AdaptPruneError(
-                    f"a prompt has {positions.numel()} image placeholders, not a multiple of the {run} that each image "
-                    "takes: build the prompt with the model's own processor, and read it in one forward."
-                )
-            patches = positions.view(count, run)[:, extra:].flatten()
-            coords = raster(count, side, side, patches.device) if count else torch.empty(0, 3, dtype=torch.int64)
-            layouts.append(Layout(patches, coords.to(patches.device), coords[:, 0].to(patches.device)))
-        return layouts
+        return squares(features.pooler_output, CLASS_TOKENS[config.vision_config.model_type] if full else 0)
+
+
+def whole_patches(inputs: Mapping[str, Any], size: int) -> list[Tensor]:
+    """Cells of images of any size: one token per whole square of `size` pixels, read from `image_sizes`."""
+    if inputs.get("image_sizes") is None:
+        raise AdaptPruneError("the images were encoded before the model was pruned: encode them while it is.")
+    return [raster(1, int(height) // size, int(width) // size) for height, width in inputs["image_sizes"]]

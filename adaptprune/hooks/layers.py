@@ -28,13 +28,22 @@ def key_projection(layer: nn.Module) -> nn.Module:
     return projection
 
 
-def check_window(config: Any, total: int) -> None:
-    """Refuse a sequence longer than a sliding window, which counts places in the cache rather than positions."""
+def check_window(config: Any, backend: str, call: Any) -> None:
+    """Refuse a prompt longer than a sliding window to kernels that count places in the cache rather than positions."""
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     slides = kinds is None or any("sliding" in kind for kind in kinds)
-    if window is not None and slides and total > window:
+    if backend.startswith("flash") and window is not None and slides and call.length > 1 and call.total > window:
         raise AdaptPruneError(
-            f"the prompt has {total} tokens, more than the decoder's sliding window of {window}, and pruning beyond "
-            "the window is not supported: use a shorter prompt, or the model without pruning."
+            f"the prompt has {call.total} tokens, more than the decoder's sliding window of {window}, which flash "
+            "attention would count in kept tokens instead of positions: load the model with attn_implementation='sdpa'."
+        )
+
+
+def check_checkpointing(decoder: nn.Module) -> None:
+    """Refuse gradient checkpointing, which runs the layers again after the forward whose tokens were dropped."""
+    if decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules()):
+        raise AdaptPruneError(
+            "gradient checkpointing runs decoder layers again in the backward pass, when it is no longer known what "
+            "was pruned: call model.gradient_checkpointing_disable()."
         )

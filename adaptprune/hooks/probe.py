@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptprune.errors import AdaptPruneError
@@ -36,7 +37,7 @@ class _Original:
 
 
 def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], None]:
-    """Call ``watch(query, key, attention_mask, scaling, softcap)`` before every attention of a module.
+    """Call ``watch(query, key, attention_mask, scaling, softcap, sliding_window)`` before every attention of a module.
 
     Returns the function that puts the module back as it was.
     """
@@ -46,7 +47,7 @@ def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], No
     changed = copy.copy(config)
     changed._attn_implementation = NAME
     attention.config = changed
-    setattr(attention, WATCH, (config, watch))
+    setattr(attention, WATCH, (config, torch.compiler.disable(watch)))
 
     def remove() -> None:
         attention.config = config
@@ -69,12 +70,19 @@ def _implementation(attention: nn.Module, config: Any) -> Callable[..., Any]:
 
 def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
     config, watch = getattr(module, WATCH)
-    watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"))
+    watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
     return _implementation(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
 
 
 def last_token_attention(
-    call: Call, layer: int, query: Tensor, key: Tensor, mask: Any, scaling: float | None, softcap: float | None
+    call: Call,
+    layer: int,
+    query: Tensor,
+    key: Tensor,
+    mask: Any,
+    scaling: float | None,
+    softcap: float | None,
+    window: int | None,
 ) -> Tensor:
     """Attention probabilities of each sample's last prompt token, (B, H, S), float32.
 
@@ -84,11 +92,14 @@ def last_token_attention(
         As handed to the attention function; grouped heads not repeated.
     mask
         The attention mask handed along: none, 2-D, 4-D (boolean or additive) or a block mask.
+    scaling, softcap, window
+        As handed to the attention function.
     """
     rows = call.rows_at(layer)
     last = call.last_row()
     if rows is not None:
         last = (rows == last[:, None]).int().argmax(dim=1)
+    last = last.to(query.device)
     states = take(query.transpose(1, 2), last[:, None])[:, 0].float()  # (B, H, d)
     batch, heads, width = states.shape
     grouped = states.view(batch, key.shape[1], heads // key.shape[1], width)
@@ -96,19 +107,25 @@ def last_token_attention(
     scores = scores * (width**-0.5 if scaling is None else scaling)
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
-    return torch.softmax(scores + _visible(call, layer, last, mask)[:, None], dim=-1)
+    return torch.softmax(scores + _visible(call, layer, last, mask, window)[:, None].to(scores.device), dim=-1)
 
 
-def _visible(call: Call, layer: int, last: Tensor, mask: Any) -> Tensor:
+def _visible(call: Call, layer: int, last: Tensor, mask: Any, window: int | None) -> Tensor:
     """Additive mask of each sample's last row, (B, S), float32."""
-    hidden = torch.finfo(torch.float32).min
     if isinstance(mask, Tensor) and mask.ndim == 4:
         row = take(mask[:, 0].expand(call.batch, *mask.shape[2:]), last[:, None])[:, 0]
         if mask.dtype != torch.bool:
             return row.float()
-        return torch.zeros(row.shape, device=call.device).masked_fill(~row, hidden)
-    columns = call.columns_at(layer)
-    seen = (columns >= 0) & (columns <= (call.past + call.last_row())[:, None])
-    if call.token_mask is not None:
-        seen &= call.token_mask.to(call.device).bool().gather(1, columns.clamp_min(0))
-    return torch.zeros(seen.shape, device=call.device).masked_fill(~seen, hidden)
+        seen = row
+    elif isinstance(mask, BlockMask):
+        line = torch.arange(call.batch, device=last.device)[:, None]
+        column = torch.arange(mask.seq_lengths[1], device=last.device)[None]
+        seen = mask.mask_mod(line, torch.zeros_like(line), last[:, None], column)
+    else:
+        columns, place = call.columns_at(layer), (call.past + call.last_row())[:, None]
+        seen = (columns >= 0) & (columns <= place)
+        if window is not None:  # flash attention is told the window instead of a mask
+            seen &= columns > place - window
+        if call.token_mask is not None:
+            seen &= call.token_mask.to(call.device).bool().gather(1, columns.clamp_min(0))
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
+from adaptprune.hooks.cache import visible
+
+#: The stage of the layers before every stage.
+BELOW = -1
 
 
 @dataclass(frozen=True)
@@ -51,34 +55,46 @@ class View:
         index = self.index[:, :-cropped]
         return View(index, total, bool((index < 0).any()))
 
-    @property
-    def dropped(self) -> int:
-        """By how many entries the layers of this view are shorter than the sequence."""
-        return self.covered - self.index.shape[1]
+
+@dataclass
+class History:
+    """What choosing anew at a later turn needs of the turns before it, in positions from 0.
+
+    Attributes
+    ----------
+    hidden : Tensor, (B, T, D)
+        Hidden states before the first stage, of every position.
+    rotary : tuple of Tensor, (B or 1, T, d)
+        Position embeddings (cos, sin) of every position.
+    keys : Tensor or None, (B, T, Dk)
+        What the key projection of the layer below the first stage put out, if the method compares those.
+    layouts : list of Layout
+        All visual tokens so far, one per row of the batch.
+    """
+
+    hidden: Tensor
+    rotary: tuple[Tensor, ...]
+    keys: Tensor | None
+    layouts: list[Layout]
 
 
 @dataclass
 class PruneState:
-    """Belongs to one KV cache: the views of its layers. A stage without a view holds everything."""
+    """Belongs to one KV cache: the views of its layers, by stage. A stage without a view holds everything."""
 
     stages: tuple[int, ...]
     views: dict[int, View] = field(default_factory=dict)
+    history: History | None = None
 
-    def settle(self, first_layer_length: int) -> int:
-        """Length of the unpruned sequence, from the length of the first layer's cache.
-
-        Views are cut to it if the cache was cropped meanwhile (assisted decoding takes back rejected tokens).
-        """
-        first = self.views.get(0)
-        total = first_layer_length + (first.dropped if first else 0)
+    def settle(self, total: int) -> None:
+        """Cut the views if the cache was cropped meanwhile (assisted decoding takes back rejected tokens)."""
         for stage, view in self.views.items():
             if total < view.covered:
                 self.views[stage] = view.cut(total)
-        return total
 
-    def columns(self, stage: int | None, total: int, batch: int, device: torch.device) -> Tensor:
-        """Positions that the layers from `stage` on hold (None: those before every stage), (B, S)."""
-        view = self.views.get(stage) if stage is not None else None
+    def columns(self, stage: int, total: int, batch: int, device: torch.device) -> Tensor:
+        """Positions that the layers from `stage` on hold, (B, S)."""
+        view = self.views.get(stage)
         if view is None:
             return torch.arange(total, device=device).expand(batch, -1)
         return view.columns(total)
@@ -93,7 +109,7 @@ class Call:
     past, length : int
         Positions before this forward, and the number of tokens handed to it.
     layouts : list of Layout or None
-        Visual tokens among them, one per row of the batch; None if there is no image.
+        Visual tokens among them, one per row of the batch; None if there is none to choose from.
     alive : list of Tensor
         Per row, indices into its layout of the visual tokens that no stage has dropped.
     rows : dict of int to Tensor, (B, S)
@@ -104,6 +120,10 @@ class Call:
         Per layer, what its key projection put out.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
+    prompt : int or None
+        Positions of the prompt that `generate()` was given, if it runs: tokens behind it are guesses of a draft.
+    anew : bool
+        The whole conversation goes through the layers from the first stage on, so that old tokens are chosen anew.
     """
 
     state: PruneState
@@ -114,32 +134,36 @@ class Call:
     layouts: list[Layout] | None = None
     token_mask: Tensor | None = None
     cache: Any = None
+    prompt: int | None = None
     alive: list[Tensor] = field(default_factory=list)
     rows: dict[int, Tensor] = field(default_factory=dict)
     attention: dict[int, Tensor] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
-    incoming: Tensor | None = None
-    narrowed: dict[tuple[int, int], tuple[Any, Any]] = field(default_factory=dict)
+    narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
+    anew: bool = False
 
     def __post_init__(self) -> None:
-        if self.layouts is not None:
-            self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in self.layouts]
-        if 0 in self.state.views:
-            # The model sizes its masks by the first layer's cache, which is pruned: their columns are not positions.
-            past = self.state.views[0].columns(self.past)
-            new = torch.arange(self.past, self.total, device=self.device).expand(self.batch, -1)
-            self.incoming = torch.cat([past, new], dim=1)
+        self.consider(self.layouts)
+
+    def consider(self, layouts: list[Layout] | None) -> None:
+        """Set the visual tokens to choose from."""
+        self.layouts = layouts
+        self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in layouts or ()]
 
     @property
     def total(self) -> int:
         """Positions up to and with this forward."""
         return self.past + self.length
 
-    def stage_at(self, layer: int) -> int | None:
-        """The last stage at or before a layer."""
-        return max((stage for stage in self.state.stages if stage <= layer), default=None)
+    def stage_at(self, layer: int) -> int:
+        """The last stage at or before a layer; BELOW if there is none."""
+        return max((stage for stage in self.state.stages if stage <= layer), default=BELOW)
+
+    def view_at(self, layer: int) -> View | None:
+        """What a layer holds; None if that is everything."""
+        return self.state.views.get(self.stage_at(layer))
 
     def rows_at(self, layer: int) -> Tensor | None:
         """Which incoming tokens layer `layer` is handed (None: all of them)."""
@@ -147,15 +171,24 @@ class Call:
         return kept[-1] if kept else None
 
     def columns_at(self, layer: int) -> Tensor:
-        """Positions of the keys that layer `layer` attends to, this forward's included, (B, S)."""
-        return self.state.columns(self.stage_at(layer), self.total, self.batch, self.device)
+        """Positions of the keys that layer `layer` is handed, this forward's included, (B, S)."""
+        columns = self.state.columns(self.stage_at(layer), self.total, self.batch, self.device)
+        rows = self.rows_at(layer)
+        held = visible(self.cache, layer, self.length if rows is None else rows.shape[1])
+        return columns if held is None else columns[:, -held:]
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether this forward reads a prompt, and not what was generated after it."""
+        return self.length > 1 if self.prompt is None else self.past < self.prompt
 
     def last_row(self) -> Tensor:
-        """For each sample, which incoming token is its last one that is not padding, (B,)."""
-        last = torch.full((self.batch,), self.length - 1, device=self.device)
+        """For each sample, which incoming token is the prompt's last one that is not padding, (B,)."""
+        end = self.total if self.prompt is None or not self.reads_prompt else min(self.total, self.prompt)
+        last = torch.full((self.batch,), end - self.past - 1, device=self.device)
         if self.token_mask is None:
             return last
-        new = self.token_mask[:, -self.length :].to(self.device) > 0
+        new = self.token_mask[:, self.token_mask.shape[1] - self.length :][:, : end - self.past].to(self.device) > 0
         return last - new.flip(1).int().argmax(dim=1)
 
     def _after_padding(self) -> Tensor:

@@ -1,0 +1,28 @@
+"""LLaVA-NeXT-Video: images as LLaVA-NeXT has them; a video is a pooled square grid per frame."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from adaptprune.families.base import raster
+from adaptprune.families.llava_next import LlavaNext
+
+
+class LlavaNextVideo(LlavaNext):
+    """Adds `pixel_values_videos`, (videos, frames, 3, H, W)."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+    summary: ClassVar[str] = "LLaVA-NeXT-Video: as LLaVA-NeXT, and one grid per frame"
+    supports: ClassVar[dict[str, bool]] = {**LlavaNext.supports, "video": True}
+
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        if modality == "image":
+            return super().cells(base, modality, inputs, features)
+        frames = inputs["pixel_values_videos"].shape[1]
+        videos, tokens = features.pooler_output.shape[:2]
+        side = math.isqrt(tokens // frames)
+        return [raster(frames, side, side)] * videos

@@ -1,0 +1,35 @@
+"""LLaVA-OneVision: a lone image in tiles, several images whole, a video as pooled frames and one newline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families.base import Family, placeless, raster
+from adaptprune.families.llava_next import unpadded
+
+
+class LlavaOnevision(Family):
+    """As LLaVA-NeXT, with large images interpolated to a bound; newline tokens are always kept."""
+
+    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    summary: ClassVar[str] = "LLaVA-OneVision: tiles, several images, video frames; newline tokens are always kept"
+    supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
+
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        if not inputs:
+            raise AdaptPruneError(f"the {modality}s were encoded before the model was pruned: encode them while it is.")
+        if modality == "video":
+            frames = inputs["pixel_values_videos"].shape[1]
+            videos, tokens = features.pooler_output.shape[:2]
+            side = math.isqrt((tokens - 1) // frames)
+            return [torch.cat([raster(frames, side, side), placeless(1)])] * videos
+        sizes, counts = inputs["image_sizes"], inputs.get("batch_num_images")
+        tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
+        ratio = inputs.get("vision_aspect_ratio") or base.config.vision_aspect_ratio
+        return unpadded(base, sizes, tiled, vision_aspect_ratio=ratio)

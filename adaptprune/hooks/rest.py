@@ -1,0 +1,84 @@
+"""What follows once a pruned prompt is read: keys that leave the early layers, outputs for a loss, the report."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptprune.hooks import cache as kv
+from adaptprune.hooks.state import BELOW, Call, places
+from adaptprune.report import PruneReport, SampleReport
+
+
+def evict(call: Call, num_layers: int) -> None:
+    """Let every layer hold what the last stage kept: the keys of pruned tokens leave the layers before it."""
+    state = call.state
+    final = state.views[max(state.views)]
+    for index in range(num_layers):
+        layer, width = call.cache.layers[index], kv.window(call.cache, index)
+        held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -layer.keys.shape[-2] :]
+        place = places(held, call.total).gather(1, final.index.clamp_min(0)).clamp_min(0).to(layer.keys.device)
+        place = place[:, -width + 1 :] if width is not None else place
+        for name in ("keys", "values"):
+            states = getattr(layer, name)  # (B, H, S, d)
+            lines = place[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
+            setattr(layer, name, states.gather(2, lines))
+    for stage in (BELOW, *state.stages):
+        state.views[stage] = final
+
+
+def fill_in(call: Call, layer: int, output: Any) -> Any:
+    """The base's output with the unpruned length, so that `labels` and indices in `logits_to_keep` fit it.
+
+    Each dropped position repeats the state of the last one kept before it: in the pruned sequence, that is the token
+    which predicts the next.
+    """
+    rows = call.rows_at(layer)
+    assert rows is not None
+    hidden: Tensor = output[0]
+    slots = places(rows, call.length).cummax(dim=1).values.clamp_min(0).to(hidden.device)
+    full = hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
+    if isinstance(output, tuple):
+        return (full, *output[1:])
+    output.last_hidden_state = full
+    return output
+
+
+def report_of(call: Call, before: PruneReport, backend: str) -> PruneReport:
+    """The report of one prompt."""
+    layers = [layer for layer in getattr(call.cache, "layers", ()) if layer.keys is not None]
+    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
+    lengths = [layer.keys.shape[-2] for layer in layers]
+    whole = [_unpruned(call, index, held) for index, held in enumerate(lengths)]
+    samples = [SampleReport() for _ in range(call.batch)]
+    for sample, layout, alive in zip(samples, call.layouts or (), call.alive, strict=False):
+        sample.num_visual, sample.num_kept = layout.positions.numel(), alive.numel()
+        if not sample.num_visual:
+            continue
+        sample.kept = (layout.positions[alive] + call.past).tolist()
+        count = int(layout.images.max()) + 1
+        totals = (torch.bincount(part, minlength=count).tolist() for part in (layout.images, layout.images[alive]))
+        sample.images = list(zip(*totals, strict=True))
+        sample.cells = [tuple(cell) for cell in layout.coords[alive].tolist()]
+        for grid in torch.unique(layout.coords[:, 0]):
+            member = layout.coords[:, 0] == grid
+            rows, columns = (layout.coords[member, 1:].max(dim=0).values + 1).tolist()
+            sample.grids.append((int(layout.images[member][0]), rows, columns))
+    return PruneReport(
+        method=before.method,
+        samples=samples,
+        kv_lengths=lengths,
+        kv_bytes=sum(sizes),
+        kv_bytes_unpruned=sum(size // max(1, n) * m for size, n, m in zip(sizes, lengths, whole, strict=True)),
+        attention_backend=backend,
+        selection_ms=1000 * call.selection_seconds,
+        prompts=before.prompts + 1,
+    )
+
+
+def _unpruned(call: Call, index: int, held: int) -> int:
+    """How many keys a layer would hold without pruning."""
+    width = kv.window(call.cache, index)
+    return call.total if width is None else max(held, min(call.total, width - 1))

@@ -1,0 +1,186 @@
+"""One pruning stage: gathers the cues, asks the method, and notes in the `Call` what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families import Layout, join
+from adaptprune.hooks import cache as kv
+from adaptprune.hooks.layers import attention_of, key_projection
+from adaptprune.hooks.probe import install, last_token_attention
+from adaptprune.hooks.state import BELOW, Call, History, places
+from adaptprune.pruner import Pruner, VisualTokens
+
+
+class Selector:
+    """Applies one method at its stages.
+
+    Parameters
+    ----------
+    pruner : Pruner
+    layers : list of nn.Module
+        The decoder layers.
+    current : callable
+        The `Call` under way in this thread, or None.
+    """
+
+    def __init__(self, pruner: Pruner, layers: list[nn.Module], current: Callable[[], Call | None]) -> None:
+        self.pruner, self.layers, self._current = pruner, layers, current
+        self.schedule = pruner.schedule(len(layers))
+        acting = [layer for layer, ratio in self.schedule.items() if ratio < 1 or pruner.num_keep is not None]
+        self.stages = tuple(sorted(acting))
+
+    def check(self, smallest: int) -> None:
+        """Raise AdaptPruneError for a layer that does not exist or comes too early, or one that lacks a cue."""
+        for layer in self.schedule:
+            if layer < smallest:
+                raise AdaptPruneError(
+                    f"layer={layer} is too early for this model, which changes all visual tokens up to layer "
+                    f"{smallest - 1}: use layer={max(smallest, self.pruner.smallest_layer)} or later."
+                )
+            if layer >= len(self.layers):
+                raise AdaptPruneError(
+                    f"layer={layer} is outside the model, which has {len(self.layers)} decoder layers: "
+                    f"use {max(smallest, self.pruner.smallest_layer)} to {len(self.layers) - 1}."
+                )
+            if self.pruner.needs & {"keys", "raw_keys", "previous_keys"}:
+                key_projection(self.layers[layer])
+
+    def watch(self) -> list[Callable[[], None]]:
+        """Start to capture the cues; returns the functions that end it."""
+        undo = []
+        for stage in self.stages:
+            if "attention" in self.pruner.needs:
+                undo.append(install(attention_of(self.layers[stage - 1]), partial(self._see_attention, stage - 1)))
+            if "previous_keys" in self.pruner.needs:
+                projection = key_projection(self.layers[stage - 1])
+                undo.append(projection.register_forward_hook(partial(self._see_keys, stage - 1)).remove)
+        return undo
+
+    def _see_attention(self, layer: int, *cues: Any) -> None:
+        call = self._current()
+        if call is not None and (call.layouts is not None or self._chooses_anew(call)):
+            start = time.perf_counter()
+            call.attention[layer] = last_token_attention(call, layer, *cues)
+            call.selection_seconds += time.perf_counter() - start
+
+    def _see_keys(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
+        call = self._current()
+        if call is not None:
+            call.keys[layer] = output
+
+    # -- choosing ---------------------------------------------------------------------------------------------------
+
+    def drop(self, call: Call, stage: int, hidden: Tensor) -> None:
+        """Select for every sample and group of tokens that shares a budget, and note the result in `call`."""
+        start = time.perf_counter()
+        assert call.layouts is not None
+        before = call.rows_at(stage)
+        slots = places(before, call.length) if before is not None else None
+        kept = []
+        for row, (layout, alive) in enumerate(zip(call.layouts, call.alive, strict=True)):
+            chosen = [alive[:0]]
+            groups = self.pruner.groups(layout.images, layout.coords)
+            for group in torch.unique(groups):
+                members = alive[groups[alive] == group]
+                num_keep = self.pruner.num_kept(self.schedule[stage], int((groups == group).sum()))
+                if num_keep < members.numel():
+                    tokens = self._tokens(call, stage, hidden, row, layout, members, slots)
+                    keep = self._checked(self.pruner.select(tokens, num_keep), len(tokens), num_keep)
+                    members = members[keep.to(members.device)]
+                    if type(self.pruner).merge is not Pruner.merge:
+                        states = self.pruner.merge(tokens, keep)
+                        call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
+                chosen.append(members)
+            kept.append(torch.cat(chosen).sort().values)
+        if self.pruner.num_keep is None and sum(map(len, kept)) == sum(map(len, call.alive)):
+            raise AdaptPruneError(
+                f"keep_ratio={self.schedule[stage]} keeps all {sum(map(len, kept))} visual tokens of this prompt, so "
+                "nothing would be pruned: use a smaller one, or run the model without pruning."
+            )
+        call.keep(stage, kept)
+        call.selection_seconds += time.perf_counter() - start
+
+    def _checked(self, keep: Tensor, size: int, num_keep: int) -> Tensor:
+        """What `select` returned, if it is what its contract says."""
+        fits = keep.ndim == 1 and keep.dtype == torch.int64 and 1 <= keep.numel() <= num_keep
+        if not fits or keep[0] < 0 or keep[-1] >= size or not bool((keep.diff() > 0).all()):
+            raise AdaptPruneError(
+                f"method {self.pruner.name!r} returned {tuple(keep.shape)} {keep.dtype} for num_keep={num_keep} "
+                f"of {size} tokens: select has to return 1 to num_keep different int64 indices in ascending order."
+            )
+        return keep
+
+    def _tokens(
+        self, call: Call, stage: int, hidden: Tensor, row: int, layout: Layout, members: Tensor, slots: Tensor | None
+    ) -> VisualTokens:
+        """What the pruner sees of one group of tokens."""
+        positions = layout.positions[members]
+        place = positions if slots is None else slots[row, positions]
+        states = hidden[row, place.to(hidden.device)]
+        attention = call.attention.get(stage - 1)
+        if attention is not None:
+            columns = places(call.columns_at(stage - 1)[row : row + 1], call.total)[0, positions + call.past]
+            columns = columns.to(attention.device)
+            # a sliding layer may not hold every token: what it does not hold it pays no attention to
+            attention = attention[row][:, columns.clamp_min(0)].masked_fill(columns < 0, 0).to(states.device)
+        keys = None
+        if "previous_keys" in self.pruner.needs:
+            keys = call.keys[stage - 1][row, place.to(call.keys[stage - 1].device)].to(states.device)
+        elif "keys" in self.pruner.needs:
+            layer: Any = self.layers[stage]
+            keys = key_projection(layer)(layer.input_layernorm(states)).to(states.device)
+        elif "raw_keys" in self.pruner.needs:
+            keys = key_projection(self.layers[stage])(states).to(states.device)
+        return VisualTokens(states, layout.coords[members].to(states.device), attention, keys)
+
+    # -- choosing anew ----------------------------------------------------------------------------------------------
+
+    def _chooses_anew(self, call: Call) -> bool:
+        history = call.state.history
+        return history is not None and call.past > 0 and call.reads_prompt
+
+    def remember(self, call: Call, hidden: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
+        """Before the first stage of a model that is to choose anew at every turn: keep what that needs.
+
+        Returns the states that go on into the layer: those of this forward or, if it is a later turn's prompt, those
+        of the whole conversation, for which `call` and the cache of the layers from here on then begin at position 0.
+        """
+        state, past = call.state, call.past
+        keys = call.keys.get(self.stages[0] - 1)
+        layouts = call.layouts or [Layout.empty(call.device) for _ in range(call.batch)]
+        anew = self._chooses_anew(call)
+        if state.history is not None and past:
+            old = state.history
+            hidden_all = torch.cat([old.hidden[:, :past], hidden], dim=1)
+            rotary = tuple(_extend(a[:, :past], b) for a, b in zip(old.rotary, rotary, strict=True))
+            if keys is not None and old.keys is not None:
+                keys = torch.cat([old.keys[:, :past], keys], dim=1)
+            layouts = [join(a, b, past) for a, b in zip(old.layouts, layouts, strict=True)]
+        else:
+            hidden_all = hidden
+        state.history = History(hidden_all, rotary, keys, layouts)
+        if not anew or not any(layout.positions.numel() for layout in layouts):
+            return hidden
+        for stage in [stage for stage in state.views if stage != BELOW]:
+            del state.views[stage]
+        for index in range(self.stages[0], len(self.layers)):
+            kv.empty(call.cache, index)
+        call.past, call.length, call.anew = 0, call.total, True
+        if keys is not None:
+            call.keys[self.stages[0] - 1] = keys
+        call.consider(layouts)
+        return hidden_all
+
+
+def _extend(old: Tensor, new: Tensor) -> Tensor:
+    """Position embeddings of both, (B or 1, T + L, d)."""
+    rows = max(old.shape[0], new.shape[0])
+    return torch.cat([part.expand(rows, *part.shape[1:]) for part in (old, new)], dim=1)

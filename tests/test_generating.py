@@ -1,0 +1,314 @@
+"""Ways of generating and of spending the budget, on families of every kind of attention and layout."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from transformers import DynamicCache, TextIteratorStreamer
+
+import adaptprune
+from adaptprune import AdaptPruneError
+from tests.hiding import hiding
+from tests.test_families import FAMILY, LAYERS, TOLERANCE, first_layer, generate, gone
+from tests.zoo import SPECIMENS, specimen
+from tests.zoo_parts import IMAGE
+
+#: Causal with one grid, tiles and newlines, 3-D positions, deepstack, sliding windows with bidirectional images.
+KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3"])
+CAUSAL = [name for name in SPECIMENS if name not in ("gemma3", "paligemma")]
+
+
+@KINDS
+@torch.no_grad()
+def test_a_count_in_place_of_a_ratio(family):
+    one = specimen(family)
+    inputs, layer = one.inputs(1, 2), first_layer(family)
+    with adaptprune.prune(one.model, "adaptprune", num_keep=5, layer=layer) as report:
+        words, logits = generate(one, inputs)
+        assert "num_keep=5" in report.method
+    assert [kept for sample in report.samples for _, kept in sample.images] == [5, 5, 5]
+    with hiding(one.model, layer, gone(one, inputs, report)):
+        full, expected = generate(one, inputs)
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+    assert torch.equal(words, full)
+    with adaptprune.prune(one.model, "random", num_keep=1000, layer=layer) as report:  # more than there are
+        again, _ = generate(one, inputs)
+    assert report.num_kept == report.num_visual
+    assert torch.equal(again, generate(one, inputs)[0])
+
+
+@pytest.mark.parametrize("family", ["llava", "llava_next", "internvl", "smolvlm"])
+@pytest.mark.parametrize("budget", ["image", "grid", "joint"])
+@torch.no_grad()
+def test_what_shares_a_budget(family, budget):
+    one = specimen(family)
+    inputs, layer = one.inputs(1, 2), first_layer(family)
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer, budget=budget) as report:
+        _, logits = generate(one, inputs)
+    for sample in report.samples:
+        sizes = [rows * columns for _, rows, columns in sample.grids]
+        kept = [sum(cell[0] == grid for cell in sample.cells) for grid in range(len(sizes))]
+        if budget == "grid":
+            assert kept == [max(1, int(0.3 * size)) for size in sizes]
+        elif budget == "image":
+            assert [n for _, n in sample.images] == [max(1, int(0.3 * size)) for size, _ in sample.images]
+        else:
+            assert sample.num_kept == int(0.3 * sample.num_visual)
+    with hiding(one.model, layer, gone(one, inputs, report)):
+        _, expected = generate(one, inputs)
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+
+
+def test_budgets_that_are_not():
+    model = specimen("llava").model
+    with pytest.raises(AdaptPruneError, match="keep_ratio=0.5 and num_keep=7 are two ways"):
+        adaptprune.prune(model, "random", keep_ratio=0.5, num_keep=7)
+    with pytest.raises(AdaptPruneError, match="num_keep=0 is not allowed"):
+        adaptprune.prune(model, "random", num_keep=0)
+    with pytest.raises(AdaptPruneError, match="unknown budget='images'. Did you mean 'image'"):
+        adaptprune.prune(model, "random", budget="images")
+
+
+@FAMILY
+@torch.no_grad()
+def test_eviction_below(family):
+    """The prompt sees everything below layer K, what is generated sees kept tokens only, in every layer."""
+    one = specimen(family)
+    inputs, layer = one.inputs(1, 2, 0), first_layer(family)
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer, evict_below=True) as report:
+        words, logits = generate(one, inputs)
+    held = {n for n in report.kv_lengths if n > 23} or {23}  # sliding layers hold their window
+    assert len(held) == 1
+    assert max(held) < inputs["input_ids"].shape[1]
+    with hiding(one.model, layer, gone(one, inputs, report), decode_from=0):
+        full, expected = generate(one, inputs)
+    torch.testing.assert_close(logits, expected, atol=TOLERANCE, rtol=0)
+    assert torch.equal(words, full)
+
+
+def follow(one, first, answer, seed: int = 3):
+    """A second turn of text for every row: the whole conversation, and its mask."""
+    more = torch.randint(60, 90, (len(answer), 6), generator=torch.Generator().manual_seed(seed))
+    ids = torch.cat([answer, more], dim=1)
+    new = ids.shape[1] - first["attention_mask"].shape[1]
+    return ids, torch.nn.functional.pad(first["attention_mask"], (0, new), value=1)
+
+
+@pytest.mark.parametrize("family", CAUSAL)
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("options", [{"method": "adaptprune"}, {"method": "adaptprune:keys=previous"}])
+@torch.no_grad()
+def test_choosing_anew_at_every_turn(family, attention, options):
+    """A later turn with reselect=True equals the whole conversation read into a new cache."""
+    one = specimen(family, attention)
+    first, layer = one.inputs(1, 2), first_layer(family)
+    with adaptprune.prune(one.model, **options, keep_ratio=0.3, layer=layer, reselect=True) as report:
+        turn = one.model.generate(**first, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        before = [list(sample.kept) for sample in report.samples]
+        cache = turn.past_key_values
+        for seed in (3, 4):
+            ids, mask = follow(one, first, turn.sequences, seed)
+            turn = one.model.generate(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, max_new_tokens=4, do_sample=False,
+                output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        chosen = [list(sample.kept) for sample in report.samples]
+        lengths = report.kv_lengths
+    assert chosen != before
+    whole = {**first, "input_ids": ids, "attention_mask": mask}
+    if "mm_token_type_ids" in whole:
+        new = ids.shape[1] - first["input_ids"].shape[1]
+        whole["mm_token_type_ids"] = torch.nn.functional.pad(first["mm_token_type_ids"], (0, new))
+    with adaptprune.prune(one.model, **options, keep_ratio=0.3, layer=layer) as report:
+        fresh = one.model.generate(
+            **whole, max_new_tokens=4, do_sample=False, output_logits=True, return_dict_in_generate=True
+        )
+    torch.testing.assert_close(torch.stack(turn.logits), torch.stack(fresh.logits), atol=TOLERANCE, rtol=0)
+    assert torch.equal(turn.sequences, fresh.sequences)
+    assert chosen == [sample.kept for sample in report.samples]
+    assert lengths == report.kv_lengths
+
+
+def test_what_cannot_choose_anew():
+    with pytest.raises(AdaptPruneError, match="reselect=True needs causal attention.*'gemma3'"):
+        adaptprune.prune(specimen("gemma3").model, "random", reselect=True)
+    with pytest.raises(AdaptPruneError, match="reselect=True needs the keys that evict_below=True drops"):
+        adaptprune.prune(specimen("llava").model, "random", reselect=True, evict_below=True)
+
+
+@FAMILY
+@pytest.mark.parametrize("evict_below", [False, True])
+@torch.no_grad()
+def test_a_turn_of_text_over_a_kept_cache(family, evict_below):
+    """Old tokens stay as they were chosen."""
+    one = specimen(family)
+    first, layer = one.inputs(1, 2), first_layer(family)
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer, evict_below=evict_below) as report:
+        turn = one.model.generate(**first, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        hidden = [list(row.kept) for row in report.samples]
+        ids, mask = follow(one, first, turn.sequences)
+        answer = one.model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=turn.past_key_values, max_new_tokens=4,
+            do_sample=False, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    with adaptprune.prune(one.model, "random", keep_ratio=1, layer=LAYERS - 1) as report:
+        one.model(**first)
+    hidden = [sorted(set(a.kept) - set(b)) for a, b in zip(report.samples, hidden, strict=True)]
+    with hiding(one.model, layer, hidden, decode_from=0 if evict_below else None):
+        turn = one.model.generate(**first, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
+        full = one.model.generate(
+            input_ids=ids, attention_mask=mask, past_key_values=turn.past_key_values, max_new_tokens=4,
+            do_sample=False, output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    torch.testing.assert_close(torch.stack(answer.logits), torch.stack(full.logits), atol=TOLERANCE, rtol=0)
+    assert torch.equal(answer.sequences, full.sequences)
+
+
+@FAMILY
+@pytest.mark.parametrize(
+    "options",
+    [{"num_beams": 3}, {"do_sample": True, "top_k": 5}, {"do_sample": True, "top_k": 5, "num_return_sequences": 2}],
+    ids=["beams", "sampling", "several"],
+)
+@torch.no_grad()
+def test_beams_and_sampling(family, options):
+    one = specimen(family)
+    inputs, layer = one.inputs(1, 2), first_layer(family)
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer) as report:
+        one.model(**inputs)
+        hidden = gone_while(one, inputs, report)
+        torch.manual_seed(0)
+        words = one.model.generate(**inputs, max_new_tokens=5, **options)
+    torch.manual_seed(0)
+    with hiding(one.model, layer, hidden):
+        full = one.model.generate(**inputs, max_new_tokens=5, **options)
+    assert words.tolist() == full.tolist()
+
+
+def gone_while(one, inputs, report):
+    """`gone` for a model that is pruned at the moment."""
+    kept = [set(sample.kept) for sample in report.samples]
+    lines = []
+    for ids, sample, some in zip(inputs["input_ids"], report.samples, kept, strict=True):
+        placeholders = (ids == one.image_token_id).nonzero()[:, 0].tolist()
+        free = len(placeholders) - sample.num_visual
+        lines.append((placeholders, free, some))
+    if any(free for _, free, _ in lines):  # newline tokens: ask the layout
+        from adaptprune.families import family_of
+
+        base = one.model.model
+        features = base.get_image_features(**{
+            key: value for key, value in inputs.items() if key in ("pixel_values", "image_sizes", "batch_num_images")
+        })  # fmt: skip
+        layouts = family_of(one.model.config).layout(
+            one.model.config, inputs["input_ids"], {"image": features._adaptprune_cells}
+        )
+        return [sorted(set(o.positions.tolist()) - k) for o, k in zip(layouts, kept, strict=True)]
+    return [sorted(set(placeholders) - some) for placeholders, _, some in lines]
+
+
+@KINDS
+@torch.no_grad()
+def test_assisted_decoding_gives_the_greedy_answer(family):
+    one = specimen(family)
+    inputs, layer = one.inputs(1), first_layer(family)
+    draft = copy.deepcopy(one.model)
+    for parameter in list(draft.parameters())[-8:]:
+        parameter.data += 0.05 * torch.randn_like(parameter)  # right now and then
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer):
+        greedy = one.model.generate(**inputs, max_new_tokens=12, do_sample=False)
+        lookup = one.model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
+        assisted = one.model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=draft)
+    assert torch.equal(lookup, greedy)
+    assert torch.equal(assisted, greedy)
+
+
+@torch.no_grad()
+def test_streaming():
+    one = specimen("llava")
+    inputs = one.inputs(1)
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3):
+        streamer = TextIteratorStreamer(one.processor.tokenizer, skip_prompt=True)
+        words = one.model.generate(**inputs, max_new_tokens=6, do_sample=False, streamer=streamer)
+        text = "".join(streamer)
+    assert text.split() == one.processor.tokenizer.decode(words[0, -6:]).split()
+
+
+@KINDS
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@torch.no_grad()
+def test_half_precision(family, dtype):
+    one = specimen(family)
+    model = copy.deepcopy(one.model).to(dtype)
+    inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in one.inputs(1, 2).items()}
+    with adaptprune.prune(model, "adaptprune", keep_ratio=0.3, layer=first_layer(family)) as report:
+        logits = model(**inputs).logits
+    assert logits.dtype == dtype
+    assert logits.isfinite().all()
+    assert [k for s in report.samples for _, k in s.images] == [
+        int(0.3 * n) for s in report.samples for n, _ in s.images
+    ]
+
+
+@FAMILY
+def test_training_with_labels(family):
+    """Loss and gradients are those of the oracle; labels keep the length of the prompt."""
+    one = specimen(family)
+    inputs, layer = one.inputs(1, 2), first_layer(family)
+    labels = inputs["input_ids"].clone()
+    labels[:, :-4] = -100
+    weight = one.model.lm_head.weight
+    named = [(name, each) for name, each in one.model.named_parameters() if name.endswith("v_proj.weight")]
+    probe = [each for name, each in named if "layers.1." in name][-1]
+
+    def step():
+        one.model.zero_grad()
+        loss = one.model(**inputs, labels=labels, use_cache=False).loss
+        loss.backward()
+        return loss.detach(), probe.grad.clone(), weight.grad.clone()
+
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer) as report:
+        found = step()
+    with hiding(one.model, layer, gone(one, inputs, report)):
+        expected = step()
+    one.model.zero_grad()
+    for a, b in zip(found, expected, strict=True):
+        torch.testing.assert_close(a, b, atol=TOLERANCE, rtol=1e-3)
+
+
+def test_a_dropped_place_predicts_by_the_last_kept_one():
+    one = specimen("llava")
+    inputs = one.inputs(1)
+    with torch.no_grad(), adaptprune.prune(one.model, "random", keep_ratio=0.3) as report:
+        short = one.model(**inputs).logits[0]
+        full = one.model(**inputs, labels=inputs["input_ids"]).logits[0]
+    hidden = set((inputs["input_ids"][0] == IMAGE).nonzero()[:, 0].tolist()) - set(report.samples[0].kept)
+    place, expected = -1, []
+    for position in range(inputs["input_ids"].shape[1]):
+        place += position not in hidden
+        expected.append(short[place])
+    torch.testing.assert_close(full, torch.stack(expected))
+    last = torch.tensor([inputs["input_ids"].shape[1] - 1])
+    with torch.no_grad(), adaptprune.prune(one.model, "random", keep_ratio=0.3):
+        torch.testing.assert_close(one.model(**inputs, logits_to_keep=last).logits[0], full[-1:])
+
+
+def test_gradient_checkpointing_is_refused():
+    model = copy.deepcopy(specimen("llava").model).train()
+    model.gradient_checkpointing_enable()
+    with adaptprune.prune(model, "random"), pytest.raises(AdaptPruneError, match="gradient_checkpointing_disable"):
+        model(**specimen("llava").inputs(1))
+
+
+@torch.no_grad()
+def test_caches_that_cannot_be_shortened_are_refused_by_name():
+    one = specimen("llava")
+    with adaptprune.prune(one.model, "random"):
+        with pytest.raises(AdaptPruneError, match="StaticCache cannot be pruned.*use a dynamic cache"):
+            one.model.generate(**one.inputs(1), max_new_tokens=3, cache_implementation="static")
+        cache = DynamicCache(config=one.model.config.text_config)
+        cache.layers[0].__class__ = type("OtherLayer", (type(cache.layers[0]),), {})
+        with pytest.raises(AdaptPruneError, match="DynamicCache cannot be pruned, its OtherLayers"):
+            one.model(**one.inputs(1), past_key_values=cache)
