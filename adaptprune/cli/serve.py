@@ -53,14 +53,16 @@ def command(
     needs_extra("serve", "fastapi", "uvicorn", "httpx", "prometheus_client")
     from adaptprune.serve.guard import GuardLimits, Keys
     from adaptprune.serve.limits import EngineLimits
-    from adaptprune.serve.pictures import ImageLimits
-    from adaptprune.serve.server import Server, check_access, check_numbers
+    from adaptprune.serve.pictures import ImageLimits, check_hosts
+    from adaptprune.serve.server import LOG_LEVELS, Server, check_access, check_choice, check_numbers
 
     check_numbers(
         port=port, max_batch=max_batch, max_queue=max_queue, max_tokens=max_tokens, timeout=timeout, drain=drain,
         max_prompt_tokens=max_prompt_tokens, max_images=max_images, max_image_bytes=max_image_bytes,
         max_pixels=max_pixels, max_body_bytes=max_body_bytes, threads=threads,
     )  # fmt: skip
+    check_choice("--log-level", log_level, LOG_LEVELS)
+    check_hosts(allow_image_hosts)
     hosts = check_access(host, api_key, allow_anonymous)
     registration = _registration(register, advertise, gateway_key, host, api_key)
     engines = _engines(

@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.serve.server import check_access, check_url
+from adaptprune.serve.server import check_access, check_choice, check_numbers, check_url
 
 POLICIES = ("power_of_two", "least_load", "round_robin", "random", "cache_aware", "prefix_hash", "consistent_hashing")
 #: Seconds for smg to listen, and for an upstream to name its model.
@@ -63,8 +63,9 @@ class Gateway:
         say: Callable[[str], None] = lambda text: None,
     ) -> None:
         check_access(host, [api_key] if api_key else [], anonymous)
-        if policy not in POLICIES:
-            raise AdaptPruneError(f"--policy {policy!r} is not allowed: use {', '.join(POLICIES)}.")
+        check_choice("--policy", policy, POLICIES)
+        check_choice("--log-level", log_level, ("error", "warn", "info", "debug"))
+        check_numbers(gateway_port=port, metrics_port=metrics_port, health_interval=health_interval)
         for worker in workers:
             check_url("--worker", worker)
         named = [_named(entry) for entry in upstreams]

@@ -11,7 +11,9 @@ import asyncio
 import base64
 import binascii
 import ipaddress
+import re
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urljoin, urlsplit
@@ -51,6 +53,15 @@ class ImageLimits:
     max_pixels: int = 50_000_000
     hosts: tuple[str, ...] = ()
     timeout: float = 10.0
+
+
+def check_hosts(hosts: Sequence[str]) -> None:
+    """Raise AdaptPruneError for what is no pattern of a host."""
+    for host in hosts:
+        if not re.fullmatch(r"(\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*)(:\d{1,5})?", host):
+            raise AdaptPruneError(
+                f"--allow-image-hosts {host!r} is not allowed: write example.com, *.example.com, example.com:8443 or *."
+            )
 
 
 def bad_image(message: str, param: str) -> ServeError:

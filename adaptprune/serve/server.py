@@ -20,6 +20,18 @@ log = logging.getLogger(__name__)
 #: Seconds in which the head of a connection's first request has to arrive.
 HEAD_TIMEOUT = 20.0
 MAX_CONNECTIONS = 2048
+#: What numbers on the command line may be; others: 1 or more.
+RANGES = {
+    "port": (0, 65535),
+    "gateway_port": (1, 65535),
+    "metrics_port": (1, 65535),
+    "max_queue": (0, 10**6),
+    "timeout": (0, 86400),
+    "drain": (0, 86400),
+    "health_interval": (1, 3600),
+    "threads": (1, 1024),
+}
+LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 
 
@@ -62,14 +74,18 @@ def check_url(option: str, url: str) -> None:
         raise AdaptPruneError(f"{option} {url!r} is not allowed: write an address such as http://127.0.0.1:9000.")
 
 
+def check_choice(option: str, value: str, allowed: tuple[str, ...]) -> None:
+    """Refuse what is not one of a few words."""
+    if value not in allowed:
+        raise AdaptPruneError(f"{option} {value!r} is not allowed: use {', '.join(allowed)}.")
+
+
 def check_numbers(**values: float | None) -> None:
     """Refuse options of the command line that are no sensible numbers; None is "not given"."""
     for name, value in values.items():
-        smallest, largest = {"port": (0, 65535), "max_queue": (0, 10**6)}.get(name, (1, 2**40))
-        if name in ("timeout", "drain"):
-            smallest, largest = 0, 86400
+        smallest, largest = RANGES.get(name, (1, 2**40))
         if value is not None and not smallest <= value <= largest:
-            option = "--" + name.replace("_", "-")
+            option = "--" + name.removeprefix("gateway_").replace("_", "-")
             raise AdaptPruneError(f"{option} {value} is not allowed: use {smallest} to {largest}.")
 
 
@@ -79,6 +95,9 @@ class _Quiet(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         parts = record.args if isinstance(record.args, tuple) else ()
         return not (len(parts) == 5 and str(parts[2]).startswith(("/health", "/ready", "/metrics")) and parts[4] == 200)
+
+
+_QUIET = _Quiet()
 
 
 class _Protocol(H11Protocol):
@@ -131,7 +150,7 @@ class Server(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
-        logging.getLogger("uvicorn.access").addFilter(_Quiet())
+        logging.getLogger("uvicorn.access").addFilter(_QUIET)
         self._service = app.state.service
         self._drain = drain
         self._registration = registration
