@@ -11,6 +11,7 @@ from transformers import BertConfig
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from tests.test_loading_errors import Malicious
 
 
 def test_a_folder_loads_as_stock_classes(checkpoint):
@@ -27,6 +28,10 @@ def test_a_folder_loads_as_stock_classes(checkpoint):
 def test_what_cannot_be_loaded_says_why(checkpoint, tmp_path):
     with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
         adaptprune.load("nobody/no-such-model")
+    with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
+        adaptprune.load("no/such/folder")
+    with pytest.raises(AdaptPruneError, match="neither a folder here nor a model that could be fetched"):
+        adaptprune.load(f"{checkpoint}/config.json")
     with pytest.raises(AdaptPruneError, match="unknown dtype 'float31'. Did you mean 'float32'"):
         adaptprune.load(checkpoint, dtype="float31")
     with pytest.raises(AdaptPruneError, match="no device 'cuda:97' here. Present: .*cpu"):
@@ -36,7 +41,7 @@ def test_what_cannot_be_loaded_says_why(checkpoint, tmp_path):
         adaptprune.load(str(tmp_path / "bert"))
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(AdaptPruneError, match="cannot load .*empty"):
+    with pytest.raises(AdaptPruneError, match="empty': it is no checkpoint: neither config.json"):
         adaptprune.load(str(empty))
     cut = tmp_path / "cut"
     shutil.copytree(checkpoint, cut)
@@ -81,3 +86,15 @@ def test_a_tower_without_a_fixed_grid_is_refused(checkpoint, tmp_path):
         AdaptPruneError, match="'pixtral' vision tower is not supported. Supported towers: clip_vision_model"
     ):
         adaptprune.load(str(folder))
+
+
+def test_a_stock_checkpoint_with_code_in_its_pickle_is_refused(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "pickled")
+    (folder / "model.safetensors").unlink()
+    trap = tmp_path / "trap"
+    torch.save({"lm_head.weight": Malicious(trap)}, folder / "pytorch_model.bin")
+    with pytest.raises(AdaptPruneError, match="is a pickle that runs code .* refused.*safetensors"):
+        adaptprune.load(str(folder))
+    with pytest.raises(AdaptPruneError, match="weights_only=False would run code"):
+        adaptprune.load(str(folder), weights_only=False)
+    assert not trap.exists()

@@ -27,7 +27,7 @@ def command(
 
     from adaptprune.bench import compare, describe
     from adaptprune.checks import whole
-    from adaptprune.models.loading import pick_device, pick_dtype
+    from adaptprune.models.placement import pick_device, pick_dtype
 
     whole("rounds", rounds, 1, 1000)
     kind, place = pick_dtype(dtype), pick_device(device)

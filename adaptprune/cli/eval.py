@@ -12,21 +12,21 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from adaptprune.cli.app import print_json, stderr, stdout
+from adaptprune.cli.loading import loading_options
 from adaptprune.cli.quiet import progress_bars
 
 
+@loading_options
 def command(
     task: list[str] = typer.Argument(..., help="What to evaluate: tabletop."),
     method: list[str] = typer.Option([], help="Methods or specs. Default: every registered one, and downsample."),
     keep_ratio: list[float] = typer.Option([0.5, 0.25, 0.1, 0.05, 0.02], help="Fractions of visual tokens kept."),
-    model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model."),
+    loading: Any = None,
     split: str = typer.Option("test", help="Split of the task."),
     pictures: int = typer.Option(60, help="How many pictures, up to eight questions each (the test split has 2000)."),
     kind: list[str] = typer.Option([], help="Question types. Default: all about one picture."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     out: Path = typer.Option(None, help="Folder for answers and reports; run again with the same one to continue."),
-    device: str = typer.Option(None, help="cpu, cuda, mps."),
-    dtype: str = typer.Option(None, help="float32, float16 or bfloat16."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
 ) -> None:
     """Measure accuracy under pruning, with the unpruned model as a baseline in the same run."""
@@ -46,10 +46,8 @@ def command(
                 one,
                 wanted,
                 folder,
-                model=model,
+                loading=loading,
                 batch_size=batch_size,
-                device=device,
-                dtype=dtype,
                 total=partial(_set_total, bar, line),
                 progress=partial(bar.advance, line),
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 
@@ -10,11 +11,12 @@ def third_parties() -> None:
     """Call before transformers is imported."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # one line per layer about its casts
 
 
 def progress_bars(wanted: bool = True) -> None:
     """Show the bars of loading a model only to somebody at a terminal."""
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
     if not (wanted and sys.stderr.isatty()):
-        logging.disable_progress_bar()
+        their_logging.disable_progress_bar()

@@ -8,23 +8,22 @@ from typing import Any
 import typer
 
 from adaptprune.cli.app import print_json, stdout
+from adaptprune.cli.loading import loading_options
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
 
+@loading_options
 def command(
     prompt: str = typer.Option(..., "--prompt", "-p", help="The question."),
     image: list[str] = typer.Option([], "--image", "-i", help="Path or http(s) address; several are allowed."),
-    model: str = typer.Option(None, help="Hugging Face name or folder. Default: the pocket model inside the package."),
+    loading: Any = None,
     method: str = typer.Option("adaptprune", help="Method or spec (name:option=value,...); none runs unpruned."),
     keep_ratio: float = typer.Option(None, help="Fraction of visual tokens kept, above 0 and at most 1."),
     layer: int = typer.Option(None, help="Prune before this decoder layer."),
     max_new_tokens: int = typer.Option(128, help="Length limit of the answer."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     seed: int = typer.Option(None, help="Seed for sampling."),
-    device: str = typer.Option(None, help="cpu, cuda, cuda:1, mps. Default: the best present."),
-    dtype: str = typer.Option(None, help="float32, float16 or bfloat16."),
-    attention: str = typer.Option(None, help="sdpa, eager, flash_attention_2, flex_attention."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of streaming."),
     overlay: Path = typer.Option(None, help="Write the picture with dropped patches dimmed (PNG)."),
 ) -> None:
@@ -37,7 +36,7 @@ def command(
 
     images = [open_image(source) for source in image]
     progress_bars(not as_json)
-    engine = TransformersEngine(*load(model, device=device, dtype=dtype, attn_implementation=attention))
+    engine = TransformersEngine(*load(**loading))
     answer = engine.answer(
         images,
         prompt,

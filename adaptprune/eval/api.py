@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from adaptprune.eval.runner import DOWNSAMPLE, Column, Runner, columns
 from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Task
 from adaptprune.methods import list_methods
-from adaptprune.models import load
+from adaptprune.models import POCKET, load
 
 
 @dataclass(frozen=True)
@@ -46,30 +47,33 @@ def evaluate(
     wanted: Sequence[Column],
     folder: Path,
     *,
-    model: str | None = None,
+    loading: Mapping[str, Any] | None = None,
     batch_size: int = 16,
-    device: str | None = None,
-    dtype: str | None = None,
     total: Callable[[int], None] = lambda count: None,
     progress: Callable[[int], None] = lambda count: None,
 ) -> Result:
     """Run (or continue) a task; write run.json, answers/, summary.json, table.md, table.csv, curves.png, examples.html.
+
+    Parameters
+    ----------
+    loading : mapping, optional
+        Arguments of `adaptprune.load`, as plain values (no torch.dtype). Default: the pocket model.
 
     Raises
     ------
     AdaptPruneError
         The folder holds a run of something else, or the model cannot be loaded.
     """
+    how = {**dict.fromkeys(inspect.getfullargspec(load).kwonlyargs), **(loading or {})}
     record = {
         "task": task.name,
         "settings": task.settings(),
-        "model": model or "pocket",
+        "model": how.pop("name_or_path", None) or POCKET,
         "batch_size": batch_size,
-        "device": device,
-        "dtype": dtype,
+        **{key: value or None for key, value in how.items()},
     }
     _check_folder(folder, record)
-    loaded, processor = load(model, device=device, dtype=dtype)
+    loaded, processor = load(**(loading or {}))
     _write_record(folder, record)
     items = task.items()
     total(len(items) * len(wanted))

@@ -1,0 +1,169 @@
+"""Tokenizer, picture settings and conversation template of the original LLaVA checkpoints, as a stock processor.
+
+The templates repeat llava/conversation.py of haotian-liu/LLaVA, images in front of the text of their turn.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.models.checkpoint import Checkpoint
+from adaptprune.models.original import Layout
+
+IMAGE = "<image>"
+
+_CONTENT = (
+    "{%- macro show(content) -%}"
+    "{%- if content is string -%}{{ content }}"
+    "{%- else -%}"
+    "{%- for part in content if part.type == 'image' -%}{{ image + '\n' }}{%- endfor -%}"
+    "{%- for part in content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- endmacro -%}"
+    "{%- set system = messages[0].content if messages[0].role == 'system' else default_system -%}"
+    "{%- set system = system if system is string else system[0].text -%}"
+    "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}"
+)
+_VICUNA = (
+    "{{ system + ' ' }}"
+    "{%- for turn in turns -%}"
+    "{%- if turn.role == 'user' -%}{{ 'USER: ' + show(turn.content) + ' ' }}"
+    "{%- else -%}{{ 'ASSISTANT: ' + show(turn.content) + '</s>' }}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
+)
+_LLAMA_2 = (
+    "{%- for turn in turns -%}"
+    "{%- if turn.role == 'user' -%}"
+    "{{ ('' if loop.first else separator) + '[INST] ' }}"
+    "{%- if loop.first and system -%}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{%- endif -%}"
+    "{{ show(turn.content) + ' [/INST]' }}"
+    "{%- else -%}{{ ' ' + show(turn.content) + ' </s>' }}{%- endif -%}"
+    "{%- endfor -%}"
+)
+_CHATML = (
+    "{{ '<|im_start|>system\n' + system + '<|im_end|>' }}"
+    "{%- for turn in turns -%}{{ '<|im_start|>' + turn.role + '\n' + show(turn.content) + '<|im_end|>' }}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
+)
+#: Conversation by name: system prompt, template, what stands between turns.
+CONVERSATIONS = {
+    "vicuna_v1": (
+        "A chat between a curious human and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the human's questions.",
+        _VICUNA,
+        "",
+    ),
+    "mistral_instruct": ("", _LLAMA_2, ""),
+    "llama_2": (
+        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
+        "provides, and assist the user with a variety of tasks using natural language.",
+        _LLAMA_2,
+        "<s>",
+    ),
+    "chatml_direct": ("Answer the questions.", _CHATML, ""),
+}
+
+
+def conversation(layout: Layout, *names: str) -> str:
+    """Which conversation a checkpoint was trained on, from its language model and from what it is called.
+
+    As their run_llava.py has it, except that what it cannot tell is the current Vicuna format, not that of 2023's
+    first release.
+    """
+    called = " ".join([*names, str(layout.text.get("_name_or_path", ""))]).lower()
+    if layout.mistral:
+        return "mistral_instruct"
+    if "llama-2" in called:
+        return "llama_2"
+    if "34b" in called or "yi-" in called:
+        return "chatml_direct"
+    return "vicuna_v1"
+
+
+def chat_template(name: str, image: str) -> str:
+    """The Jinja template of a conversation, with `image` where an image stands."""
+    system, template, separator = CONVERSATIONS[name]
+    values = f"{{%- set image = {image!r} -%}}{{%- set default_system = {system!r} -%}}"
+    return f"{values}{{%- set separator = {separator!r} -%}}{_CONTENT}{template}"
+
+
+def read_tokenizer(checkpoint: Checkpoint, layout: Layout, rows: int) -> Any:
+    """The language model's tokenizer with LLaVA's tokens, ``<image>`` and, if it has none, a padding token.
+
+    Parameters
+    ----------
+    rows : int
+        Rows of the checkpoint's embeddings: tokens that are read need one.
+    """
+    from transformers import AutoTokenizer, LlamaTokenizer
+
+    settings = checkpoint.need("tokenizer_config.json")
+    fast = checkpoint.file("tokenizer.json")
+    if fast is None and checkpoint.file("tokenizer.model") is None:
+        raise AdaptPruneError(f"{checkpoint.name!r} has neither tokenizer.json nor tokenizer.model: fetch it too.")
+    _check_sentencepiece(fast is None)
+    if str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("Llama"):
+        # Legacy: what follows a special token starts like a text of its own. So does the text after an image in the
+        # original, which tokenizes the parts around its images one by one.
+        bos = settings.get("add_bos_token", True)
+        tokenizer = LlamaTokenizer.from_pretrained(checkpoint.name, legacy=True, add_bos_token=bos, **checkpoint.where)
+    else:
+        tokenizer = AutoTokenizer.from_pretrained(checkpoint.name, **checkpoint.where)
+    if layout.patch_token:
+        tokenizer.add_tokens(["<im_patch>"], special_tokens=True)
+    if layout.start_end:
+        tokenizer.add_tokens(["<im_start>", "<im_end>"], special_tokens=True)
+        if len(tokenizer) > rows:
+            raise AdaptPruneError(
+                f"mm_use_im_start_end is set, and the {rows} embeddings have no rows for <im_start> and <im_end>: the "
+                "checkpoint is not complete."
+            )
+    tokenizer.add_tokens([IMAGE], special_tokens=True)
+    if tokenizer.pad_token is None:
+        tokenizer.add_special_tokens({"pad_token": "<pad>"})
+    return tokenizer
+
+
+def _check_sentencepiece(needed: bool) -> None:
+    from transformers.utils import is_protobuf_available, is_sentencepiece_available
+
+    if needed and not (is_sentencepiece_available() and is_protobuf_available()):
+        raise AdaptPruneError("its tokenizer.model needs sentencepiece and protobuf: pip install 'adaptprune[llava]'.")
+
+
+def make_processor(layout: Layout, tokenizer: Any, config: Any, pictures: dict[str, Any], template: str) -> Any:
+    """The stock processor of the stock model.
+
+    Parameters
+    ----------
+    config
+        The stock model's config.
+    pictures : dict
+        The tower's preprocessor_config.json.
+    template : str
+        A key of `CONVERSATIONS`.
+    """
+    import transformers
+
+    settings = {key: value for key, value in pictures.items() if key not in ("image_processor_type", "processor_class")}
+    settings.pop("feature_extractor_type", None)
+    kind = "Llava" if layout.pinpoints is None else "LlavaNext"
+    if layout.pinpoints is None:
+        settings["do_pad"] = layout.pad
+    else:
+        settings["image_grid_pinpoints"] = config.image_grid_pinpoints
+    # transformers itself falls back to this class, with a warning, where torchvision is missing
+    suffix = "" if transformers.utils.is_torchvision_available() else "Pil"
+    images = getattr(transformers, f"{kind}ImageProcessor{suffix}")(**settings)
+    shown = f"<im_start>{IMAGE}<im_end>" if layout.start_end else IMAGE
+    return getattr(transformers, f"{kind}Processor")(
+        image_processor=images,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        num_additional_image_tokens=1,
+        image_token=IMAGE,
+        chat_template=chat_template(template, shown),
+    )
