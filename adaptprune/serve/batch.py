@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +19,12 @@ from transformers import DynamicCache, LogitsProcessorList
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import prune
+from adaptprune.report import PruneReport, SampleReport
 from adaptprune.serve.jobs import Delta, Job, Row
-from adaptprune.serve.reading import image_uses, kv_sizes
+from adaptprune.serve.reading import image_uses, kv_sizes, unpruned
 from adaptprune.serve.slots import Slots, install_masks
 from adaptprune.serve.text import Detokenizer, StopText
+from adaptprune.viz import overlay, pictures_seen
 
 
 @dataclass
@@ -106,18 +107,21 @@ class Batch:
         # as generate() does it; models with M-RoPE have more than one axis of positions
         positions = self.model._prepare_position_ids_for_generation(ids, dict(inputs))
         cache = DynamicCache()  # without the config: sliding layers keep everything, and Slots masks them
-        with prune(self.model, job.pruner) if job.pruner is not None else nullcontext() as report:
+        pruner = job.pruner
+        with prune(self.model, pruner) if pruner is not None else unpruned(self.model, self._family, ids) as report:
             output = self.model(
                 **inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
         usage = job.usage
-        usage.images = image_uses(self._family, self.model.config, inputs, report, job.want_kept)
-        usage.selection_ms = report.selection_ms if report is not None else 0.0
+        if isinstance(report, PruneReport):
+            sample = report.samples[0] if report.samples else SampleReport()
+            usage.selection_ms = report.selection_ms
+        else:
+            sample = report
+        usage.images = image_uses(sample, job.want_kept)
         usage.kv_bytes, usage.kv_bytes_unpruned = kv_sizes(cache, ids.shape[1])
-        if job.want_overlay and report is not None and report.num_visual:
-            from adaptprune.viz import overlay
-
-            job.picture = overlay(self.model.config, self.processor, inputs, report.samples[0])
+        if job.want_overlay and sample.num_visual:
+            job.picture = overlay(job.images, sample, pictures_seen(self.model.config, self.processor, inputs))
         fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
         for row in fresh:
             self._slots.join(cache)

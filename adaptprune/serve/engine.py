@@ -162,6 +162,7 @@ class Engine:
             400 if the conversation does not fit the model.
         """
         job.inputs = self.prompter.inputs(turns)
+        job.images = [image for turn in turns for image in turn.images] if job.want_overlay else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
         self._check_window(length + job.max_tokens, job.pruner)
@@ -356,7 +357,7 @@ class Engine:
     def _close(self, job: Job) -> None:
         with self._wake:  # a Condition's lock may be taken again by the thread that holds it
             job.closed = True
-            job.inputs = {}
+            job.inputs, job.images = {}, []
             self._open.discard(job)
 
 

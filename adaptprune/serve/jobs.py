@@ -148,6 +148,7 @@ class Job:
     want_overlay: bool = False
     opened: float = field(default_factory=time.perf_counter)
     inputs: dict[str, Tensor] = field(default_factory=dict)
+    images: list[Any] = field(default_factory=list)  # PIL; only if the overlay is wanted
     max_tokens: int = 0
     cancelled: bool = False
     closed: bool = False

@@ -2,51 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import local
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from adaptprune.families import Family
-from adaptprune.report import PruneReport
+from adaptprune.hooks.encode import watch
+from adaptprune.report import SampleReport
 from adaptprune.serve.jobs import ImageUse
 
 
-def image_uses(
-    family: Family, config: Any, inputs: dict[str, Tensor], report: PruneReport | None, want_kept: bool
-) -> list[ImageUse]:
+@contextmanager
+def unpruned(model: Any, family: Family, ids: Tensor) -> Iterator[SampleReport]:
+    """The report of one prompt that is read without pruning, filled in at the end: every visual token is kept.
+
+    Parameters
+    ----------
+    ids : Tensor, (1, L), int64
+    """
+    calls, sample = local(), SampleReport()
+    calls.encoded = {}
+    undo = watch(family.base(model), family, calls)
+    try:
+        yield sample
+    finally:
+        for remove in undo:
+            remove()
+    if not calls.encoded:
+        return
+    (layout,) = family.layout(model.config, ids, calls.encoded)
+    sample.cells = [tuple(cell) for cell in layout.coords.tolist()]
+    sample.kept = layout.positions.tolist()
+    sample.num_visual = sample.num_kept = len(sample.kept)
+    owners = layout.images.tolist()
+    sample.images = [(owners.count(image),) * 2 for image in sorted(set(owners))]
+    for grid in sorted(set(layout.coords[:, 0].tolist())):
+        member = layout.coords[:, 0] == grid
+        rows, columns = (layout.coords[member, 1:].max(dim=0).values + 1).tolist()
+        sample.grids.append((int(layout.images[member][0]), rows, columns))
+
+
+def image_uses(sample: SampleReport, want_kept: bool) -> list[ImageUse]:
     """One entry per image of a prompt, pruned or not.
 
     Parameters
     ----------
-    inputs : dict of str to Tensor
-        Model inputs of a batch of one.
-    report : PruneReport or None
-        None if the prompt was read without pruning.
+    sample : SampleReport
     want_kept : bool
         Whether to list the places of the kept tokens.
     """
-    layouts = family.layout(config, inputs)
-    if layouts is None:
-        return []
-    (layout,) = layouts
-    positions, coords, images = layout.positions.cpu(), layout.coords.cpu(), layout.images.cpu()
-    kept = torch.ones(len(positions), dtype=torch.bool)
-    if report is not None and report.num_visual:
-        kept = torch.isin(positions, torch.tensor(report.samples[0].kept, dtype=torch.int64))
     uses = []
-    for image in range(int(images.max()) + 1 if len(images) else 0):
-        member = images == image
-        places = coords[member]
-        first = int(places[:, 0].min())
-        grids = [
-            tuple((places[places[:, 0] == grid][:, 1:].max(0).values + 1).tolist())
-            for grid in torch.unique(places[:, 0]).tolist()
-        ]
-        stays = places[kept[member]] - torch.tensor([first, 0, 0])
-        uses.append(
-            ImageUse(len(places), len(stays), grids, [tuple(place) for place in stays.tolist()] if want_kept else None)
-        )
+    for image, (visual, kept) in enumerate(sample.images):
+        grids = [grid for grid, (owner, _, _) in enumerate(sample.grids) if owner == image]
+        first = min(grids, default=0)
+        cells = [(grid - first, row, column) for grid, row, column in sample.cells if grid in grids]
+        shapes = [sample.grids[grid][1:] for grid in grids]
+        uses.append(ImageUse(visual, kept, shapes, cells if want_kept else None))
     return uses
 
 
