@@ -1,0 +1,4 @@
+"""x"""
+def command() -> None:
+    """Web."""
+command.__name__ = "web"
