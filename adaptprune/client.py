@@ -225,7 +225,8 @@ def _cost(usage: Any, finish: str) -> Cost:
     if usage is None:
         return Cost(finish=finish)
     more = usage.model_extra or {}
-    pruning, timing = (more.get(name) if isinstance(more.get(name), dict) else {} for name in ("pruning", "timing"))
+    pruning: dict[str, Any] = more.get("pruning") or {}
+    timing: dict[str, Any] = more.get("timing") or {}
     picture = pruning.get("overlay")
     return Cost(
         usage.prompt_tokens,

@@ -1,4 +1,4 @@
-"""Answers with a model in this process. What was read for earlier questions stays in the KV cache and is not read again.
+"""Answers with a model in this process. What was read for earlier questions stays in the KV cache, not read again.
 
 The conversation is written out anew for every question and compared with the tokens that the cache holds; reading goes
 on where they part. So it does not matter whether the chat template repeats an answer token by token.

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from adaptprune.chat.backend import Backend, Reply, Said, Settings
 from adaptprune.errors import AdaptPruneError
@@ -32,7 +32,7 @@ class Session:
     """
 
     #: Name: arguments, what it does.
-    COMMANDS = {
+    COMMANDS: ClassVar[dict[str, tuple[str, str]]] = {
         "image": ("PATH...", "show images with the next question (paths, http(s) addresses, example:NAME)"),
         "prune": ("RATIO", "keep this fraction of the visual tokens: /prune 0.1"),
         "method": ("SPEC", "choose the method, with its options: /method fastv:layer=3; none runs unpruned"),

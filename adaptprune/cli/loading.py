@@ -43,19 +43,23 @@ OPTIONS: dict[str, tuple[str, type, Any]] = {
 
 
 def loading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give `command` these options in place of its parameter `loading`, which gets the arguments of `load`."""
+    """Give `command` these options in place of its parameter `loading`, which gets the arguments of `load`.
+
+    Options that it has itself (several models, say) stay its own.
+    """
     own = inspect.signature(command, eval_str=True)
+    added = {name: entry for name, entry in OPTIONS.items() if name not in own.parameters}
     parameters: list[inspect.Parameter] = []
     for parameter in own.parameters.values():
         if parameter.name != "loading":
             parameters.append(parameter)
             continue
-        for name, (_, kind, option) in OPTIONS.items():
+        for name, (_, kind, option) in added.items():
             parameters.append(inspect.Parameter(name, parameter.kind, default=option, annotation=kind))
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        loading = {argument: values.pop(name) for name, (argument, _, _) in OPTIONS.items()}
+        loading = {argument: values.pop(name) for name, (argument, _, _) in added.items()}
         loading["device_map"] = _device_map(loading["device_map"])
         command(**values, loading=loading)
 
