@@ -59,6 +59,7 @@ class LocalBackend:
         self._cache: Any = DynamicCache(config=self.model.config.get_text_config())
         self._held: list[int] = []  # token ids in the cache
         self._images: list[Image.Image] = []  # that were read into it
+        self._visual_end = 0  # the place behind their last token
 
     def close(self) -> None:
         self._unprune()
@@ -98,7 +99,7 @@ class LocalBackend:
             raise
         end = time.perf_counter()
         self._held = output[0, : self._cache.get_seq_length()].tolist()
-        self._images = images
+        self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
         reply = Reply(
             self.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
@@ -174,7 +175,7 @@ class LocalBackend:
         if common == len(self._held):
             return common
         try:
-            if self._visual_end(self._held) > common:
+            if self._visual_end > common:
                 raise ValueError("images would be cut")
             self._cache.crop(common - len(self._held))
         except (ValueError, RuntimeError):  # RuntimeError: a sliding window has moved on
@@ -183,8 +184,8 @@ class LocalBackend:
         self._held = self._held[:common]
         return common
 
-    def _visual_end(self, ids: list[int]) -> int:
-        """The place behind the last visual token."""
+    def _end_of_images(self, ids: list[int]) -> int:
+        """The place behind the last visual token of a prompt (a model may write such tokens in its answer, too)."""
         token = self.model.config.image_token_id
         return next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] == token), 0)
 

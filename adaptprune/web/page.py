@@ -273,7 +273,7 @@ class Page:
 def _question_box(name: str) -> Any:
     return gr.MultimodalTextbox(
         file_types=["image"], file_count="multiple", sources=["upload"], label="Question", elem_id=name, max_lines=8,
-        placeholder="Ask; paste, drop or add images with +", autofocus=False, max_plain_text_length=100_000,
+        placeholder="Ask; paste, drop or attach images", autofocus=False, max_plain_text_length=100_000,
     )  # fmt: skip
 
 

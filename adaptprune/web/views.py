@@ -35,7 +35,7 @@ def overlays(talk: Conversation) -> list[tuple[Any, str]]:
     return [
         (
             one.cost.overlay,
-            f"{number}. {_short(one.question)} ({one.cost.visual_tokens_kept} of {one.cost.visual_tokens})",
+            f"{number}. {one.cost.visual_tokens_kept} of {one.cost.visual_tokens}: {_short(one.question)}",
         )
         for number, one in enumerate(talk.exchanges, start=1)
         if one.cost.overlay is not None
