@@ -100,7 +100,7 @@ class Pruner:
             raise AdaptPruneError(f"layer={self.layer!r} is not allowed: it is a decoder layer's number, 0 or more.")
         if self.num_keep is not None:
             whole("num_keep", self.num_keep, 1, 2**31)
-        if self.budget not in BUDGETS:
+        if not isinstance(self.budget, str) or self.budget not in BUDGETS:
             raise AdaptPruneError(f"unknown budget={self.budget!r}.{did_you_mean(str(self.budget), BUDGETS)}")
         if self.layer < self.smallest_layer:
             raise AdaptPruneError(

@@ -51,7 +51,7 @@ def pictures_seen(config: Any, processor: Any, inputs: Mapping[str, Tensor]) -> 
         Model inputs of a batch of one.
     """
     pixels = inputs.get("pixel_values")
-    if pixels is None or not family_of(config).pixels_per_grid or pixels.shape[-3] != 3:
+    if pixels is None or not family_of(config).picture_per_grid(config) or pixels.shape[-3] != 3:
         return None
     flat = pixels.reshape(-1, *pixels.shape[-3:])
     return [_picture(picture, processor.image_processor) for picture in flat]

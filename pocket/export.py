@@ -11,12 +11,15 @@ from pathlib import Path
 import torch
 
 from pocket.model import make_processor
+from pocket.plans import PLANS
 from pocket.runs import load
 from pocket.train_language import PocketTrainer
 from pocket.train_tower import TowerWithHeads
 
+LAST = f"{PLANS['pocket'][-1][0]}.pt"
 
-def export(run: Path, out: Path, checkpoint: str = "language.pt") -> None:
+
+def export(run: Path, out: Path, checkpoint: str = LAST) -> None:
     """Write model, processor and configuration of a checkpoint to ``out``."""
     state = load(run / checkpoint)
     if state is None:
@@ -43,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("adaptprune/assets/pocket"))
-    parser.add_argument("--checkpoint", default="language.pt")
+    parser.add_argument("--checkpoint", default=LAST)
     options = parser.parse_args()
     export(options.run, options.out, options.checkpoint)
 

@@ -6,7 +6,7 @@ Contract: reads ``tower.pt``, writes ``features.npz`` (cached features for the e
 """
 
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,59 +16,32 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
-from adaptprune.tabletop.labels import IGNORE, PatchLabels, patch_labels
-from adaptprune.tabletop.questions import Question, questions
+from adaptprune.tabletop.labels import IGNORE
 from adaptprune.tabletop.render import render
 from adaptprune.tabletop.scenes import Scene, scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, GRID, ROWS, SHAPES
+from pocket.mentions import LOOKUP_LAYER, NEIGHBOUR_LAYER, NUMBERS, CompareHead, MentionHeads, Mentions
 from pocket.model import IMAGE_TOKENS, make_model, make_tokenizer
 from pocket.muon import Muon
+from pocket.plans import LanguagePlan, Phase
 from pocket.runs import Log, load, save, set_rate
+from pocket.samples import sample
 from pocket.train_tower import (
-    LOSS_WEIGHTS,
     TowerPlan,
     TowerWithHeads,
     collect,
     global_targets,
     losses,
     to_tensor,
+    total_loss,
     tower_features,
 )
 from pocket.train_tower import optimisers as tower_optimisers
-from pocket.turns import Packed, Words, choose_patches, mask, pack
+from pocket.turns import Packed, Words, mask
 
 BLIND_LAYERS = 2  # a model that may look in its first layers finishes there, and then pruning later costs nothing
+COMPARE_WEIGHT = 0.5
 FIRST_FRESH = 1_000_000  # train indices from here on were not seen by the tower or in the cached phases
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Some steps with fixed question types and number of visual tokens."""
-
-    steps: int
-    tokens: int
-    types: tuple[str, ...]
-    per_type: int
-    pictures: int
-    fresh: bool = False  # render and look at new pictures instead of reading cached features
-    joint: bool = False  # train the tower too
-    simple: bool = False  # of existence questions, only those about a colour or a shape alone
-    blind: bool = False  # hide the picture from the text in the first BLIND_LAYERS layers
-    rates: tuple[float, float] = (1.0, 1.0)  # factor on the learning rates at start and end
-
-
-@dataclass(frozen=True)
-class LanguagePlan:
-    """All phases of the language model."""
-
-    phases: tuple[Phase, ...]
-    cached: int = 2400
-    matrix_rate: float = 0.02
-    other_rate: float = 3e-3
-    tower_share: float = 0.1  # the tower's rates in the joint phases, relative to its own stage
-    align_weight: float = 0.3
-    save_every: int = 100
-    validate_every: int = 100
 
 
 class PocketTrainer(nn.Module):
@@ -92,9 +65,30 @@ class PocketTrainer(nn.Module):
                 [ids[c.lower()] for c in CHARACTERS] + [ids["##" + c.lower()] for c in CHARACTERS]
             ),
         }
+        width = self.llava.config.text_config.hidden_size
+        self.mention_heads, self.number_head = MentionHeads(width), nn.Linear(width, NUMBERS)
+        self.compare_head, self.centre_head = CompareHead(width), nn.Linear(width, 1)
+        self.area_head = nn.Linear(width, 1)
         self._blind_mask: Tensor | None = None
-        for layer in self.llava.model.language_model.layers[:BLIND_LAYERS]:
+        self._states: dict[int, Tensor] = {}
+        layers = self.llava.model.language_model.layers
+        for layer in layers[:BLIND_LAYERS]:
             layer.register_forward_pre_hook(self._hide, with_kwargs=True)
+        for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER):
+            layers[number].register_forward_hook(partial(self._note, number))
+
+    def _note(self, number: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        self._states[number] = output
+
+    def mentions(self, packed: Packed, mentions: Mentions, pairs: bool, many: bool) -> tuple[Tensor, dict[str, float]]:
+        """Loss and right answers of the mention heads in the last forward pass; ``pairs``: compare phrases too."""
+        text = packed.ids.shape[1]
+        early, late = (self._states[number][:, -text:] for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER))
+        loss, right = self.mention_heads((early, late), mentions, many)
+        if not pairs or not (mentions.compared != IGNORE).any():
+            return loss, right
+        more, shares = self.compare_head(late, mentions)
+        return loss + COMPARE_WEIGHT * more, right | shares
 
     def _hide(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         return (args, kwargs) if self._blind_mask is None else (args, {**kwargs, "attention_mask": self._blind_mask})
@@ -102,7 +96,10 @@ class PocketTrainer(nn.Module):
     def forward(
         self, features: Tensor, keep: Tensor, packed: Packed, blind: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at the answer positions (A, V), their targets (A,) and the projected visual tokens (B, K, D)."""
+        """Logits at the answer positions (A, V), their targets (A,) and the projected visual tokens (B, K, D).
+
+        ``keep`` (B, K) are positions behind the first visual token, up to 1151 in rows of two pictures.
+        """
         embed = self.llava.get_input_embeddings()
         visual = self.llava.model.multi_modal_projector(features)
         batch = len(features)
@@ -122,6 +119,24 @@ class PocketTrainer(nn.Module):
         answered = packed.target != IGNORE
         return self.llava.lm_head(hidden[answered]), packed.target[answered], visual
 
+    def measure(self, visual: Tensor, numbers: Tensor) -> Tensor:
+        """Loss of reading place and size of things off their visual tokens."""
+        known = ~numbers[..., 0].isnan()
+        found = self.number_head(F.rms_norm(visual[known], visual.shape[-1:]))
+        return F.smooth_l1_loss(found, numbers[known], beta=0.25)
+
+    def find_centres(self, visual: Tensor, centre: Tensor) -> Tensor:
+        """Loss of telling the token that holds the centre of its thing from the other tokens of the thing."""
+        known = centre != IGNORE
+        logits = self.centre_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
+        return F.binary_cross_entropy_with_logits(logits, centre[known].float())
+
+    def find_areas(self, visual: Tensor, area: Tensor) -> Tensor:
+        """Loss of telling off a visual token how many patches its thing has."""
+        known = ~area.isnan()
+        found = self.area_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
+        return F.smooth_l1_loss(found, area[known] - 2, beta=0.1)
+
     def align(self, visual: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of visual tokens against the words for what they show, by cosine."""
         table = F.normalize(self.llava.get_input_embeddings().weight, dim=-1)
@@ -134,23 +149,6 @@ class PocketTrainer(nn.Module):
         return torch.stack(terms).mean()
 
 
-def align_targets(picture: Scene, labels: PatchLabels) -> np.ndarray:
-    """Entries of the word groups for all patches, (5, 576): colour, shape, row, column, character."""
-    on_thing = labels.thing >= 0
-    which = np.where(on_thing, labels.thing, 0)
-    cells = [thing.cell.split() for thing in picture.things]
-    rows = np.array([ROWS.index(cell[0]) for cell in cells])[which]
-    columns = np.array([COLUMNS.index(cell[1]) for cell in cells])[which]
-    inside = labels.position > 0
-    character = np.where(labels.character == IGNORE, IGNORE, labels.character + len(CHARACTERS) * inside)
-    shape = np.where(on_thing, labels.shape, IGNORE)
-    where = [np.where(on_thing, values, IGNORE) for values in (rows, columns)]
-    return np.stack([labels.colour, shape, *where, character])
-
-
-GROUP_NAMES = ("colour", "shape", "row", "column", "character")
-
-
 @torch.no_grad()
 def look(seer: TowerWithHeads, scenes: list[Scene]) -> Tensor:
     """Features of whole pictures, (B, 576, D)."""
@@ -158,9 +156,8 @@ def look(seer: TowerWithHeads, scenes: list[Scene]) -> Tensor:
     return tower_features(seer.tower, to_tensor([np.asarray(render(s)) for s in scenes]), rows)[0]
 
 
-def cache_features(seer: TowerWithHeads, run: Path, count: int) -> np.ndarray:
-    """Features of the first ``count`` training pictures as float16, made once and kept in the run folder."""
-    path = run / "features.npy"
+def cache_features(seer: TowerWithHeads, path: Path, count: int) -> np.ndarray:
+    """Features of the first ``count`` training pictures as float16, made once and kept in a file."""
     if path.exists():
         found = np.load(path, mmap_mode="r")
         if len(found) >= count:
@@ -170,36 +167,6 @@ def cache_features(seer: TowerWithHeads, run: Path, count: int) -> np.ndarray:
         made.append(look(seer, [scene("train", i) for i in range(start, start + 10)]).to(torch.float16).numpy())
     np.save(path, np.concatenate(made))
     return np.load(path, mmap_mode="r")
-
-
-@dataclass
-class Sample:
-    """Scenes of a batch, which patches they keep and their questions."""
-
-    scenes: list[Scene]
-    labels: list[PatchLabels]
-    keep: Tensor
-    packed: Packed
-    targets: dict[str, Tensor]
-
-
-def is_simple(question: Question) -> bool:
-    """False for existence questions that name both a colour and a shape, the last to be learnt."""
-    known = question.question.rstrip("?").split()
-    return question.type != "existence" or not (set(known) & set(COLOUR_NAMES) and set(known) & set(SHAPES))
-
-
-def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample:
-    """Questions, kept patches and alignment targets for some scenes; a function of its arguments alone."""
-    draw = np.random.RandomState(seed)
-    labels = [patch_labels(s) for s in scenes]
-    keep = np.stack([choose_patches(s, t, phase.tokens, draw) for s, t in zip(scenes, labels, strict=True)])
-    asked = [questions(s, seed, phase.types, phase.per_type) for s in scenes]
-    if phase.simple:
-        asked = [[question for question in turns if is_simple(question)] for turns in asked]
-    truth = np.stack([align_targets(s, t)[:, k] for s, t, k in zip(scenes, labels, keep, strict=True)])
-    targets = {name: torch.from_numpy(truth[:, i]) for i, name in enumerate(GROUP_NAMES)}
-    return Sample(scenes, labels, torch.from_numpy(keep), pack(words, asked), targets)
 
 
 def exact(logits: Tensor, targets: Tensor, packed: Packed) -> tuple[Counter[str], Counter[str]]:
@@ -226,11 +193,15 @@ def validate(trainer: PocketTrainer, phase: Phase, pictures: int = 80) -> dict[s
     asked: Counter[str] = Counter()
     for start in range(0, pictures, 10):
         batch = sample(trainer.words, [scene("validation", i) for i in range(start, start + 10)], phase, 17)
-        features = look(trainer.seer, batch.scenes)
-        features = features.gather(1, batch.keep[:, :, None].expand(-1, -1, features.shape[-1]))
+        features = batch.kept(look(trainer.seer, batch.scenes))
         logits, targets, _ = trainer(features, batch.keep, batch.packed, phase.blind)
-        for total, found in zip((right, asked), exact(logits, targets, batch.packed), strict=True):
-            total.update(found)
+        found = [exact(logits, targets, batch.packed)]
+        if batch.pairs is not None:
+            logits, targets, _ = trainer(*batch.paired(features), batch.pairs, phase.blind)
+            found.append(exact(logits, targets, batch.pairs))
+        for more_right, more_asked in found:
+            right.update(more_right)
+            asked.update(more_asked)
     return {name: round(right[name] / asked[name], 3) for name in asked}
 
 
@@ -239,7 +210,9 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
     core = trainer.llava.model.language_model
     matrices = [p for p in core.layers.parameters() if p.ndim == 2]
     others = [p for p in core.parameters() if all(p is not m for m in matrices)]
-    others += list(trainer.llava.model.multi_modal_projector.parameters())
+    others += [*trainer.llava.model.multi_modal_projector.parameters(), *trainer.mention_heads.parameters()]
+    for head in (trainer.number_head, trainer.compare_head, trainer.centre_head, trainer.area_head):
+        others += list(head.parameters())
     usual, share = TowerPlan(), plan.tower_share
     gentle = TowerPlan(
         matrix_rate=share * usual.matrix_rate,
@@ -269,7 +242,7 @@ def step_loss(
 ) -> tuple[Tensor, dict[str, float], tuple[Counter[str], Counter[str]]]:
     """Loss of one step, its parts and the exact answers of the batch."""
     if phase.fresh:
-        scenes = [scene("train", FIRST_FRESH + 100 * step + i) for i in range(phase.pictures)]
+        scenes = [scene("train", FIRST_FRESH + 100 * (phase.first + step) + i) for i in range(phase.pictures)]
     else:
         order = np.random.RandomState(step).choice(len(cache), phase.pictures, replace=False)
         scenes = [scene("train", int(i)) for i in order]
@@ -281,37 +254,69 @@ def step_loss(
         outputs = trainer.seer.read(features, whole)
         truth = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
         dense = losses(*outputs, collect(batch.labels, rows), truth)
-        extra = torch.stack([LOSS_WEIGHTS[name] * value for name, value in dense.items()]).sum()
+        extra = total_loss(dense, plan.detail, plan.detail)
     elif phase.fresh:
         features = look(trainer.seer, scenes)
     else:
         features = torch.from_numpy(np.stack([cache[int(i)] for i in order])).float()
-    kept = features.gather(1, batch.keep[:, :, None].expand(-1, -1, features.shape[-1]))
+    kept = batch.kept(features)
     logits, targets, visual = trainer(kept, batch.keep, batch.packed, phase.blind)
-    answer, align = F.cross_entropy(logits, targets), trainer.align(visual, batch.targets)
+    right, asked = exact(logits.detach(), targets, batch.packed)
+    answer, align = weighted(logits, targets, batch.packed), trainer.align(visual, batch.targets)
+    loss = answer + plan.align_weight * align + 0.3 * extra
     parts = {"answer": answer.item(), "align": align.item(), "tower": extra.item()}
-    return answer + plan.align_weight * align + 0.3 * extra, parts, exact(logits.detach(), targets, batch.packed)
+    if phase.mentions:
+        looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres, phase.many)
+        measured = trainer.measure(visual, batch.targets["numbers"])
+        loss = loss + plan.mention_weight * looked_up + plan.align_weight * measured
+        parts |= {"measure": measured.item(), **shares}
+    if plan.centres:
+        centred = trainer.find_centres(visual, batch.targets["centre"])
+        loss = loss + plan.align_weight * centred
+        parts["centre"] = centred.item()
+    if plan.areas:
+        sized = trainer.find_areas(visual, batch.targets["area"])
+        loss = loss + sized
+        parts["area"] = sized.item()
+    if batch.pairs is not None:
+        logits, targets, _ = trainer(*batch.paired(kept), batch.pairs, phase.blind)
+        both = weighted(logits, targets, batch.pairs)
+        more_right, more_asked = exact(logits.detach(), targets, batch.pairs)
+        loss, right, asked = loss + 0.2 * both, right + more_right, asked + more_asked
+        parts["pairs"] = both.item()
+    return loss, parts, (right, asked)
 
 
-def train_language(run: Path, plan: LanguagePlan, seer: TowerWithHeads, seed: int = 0) -> PocketTrainer:
-    """Run or resume the stages and return the trained model."""
+def weighted(logits: Tensor, targets: Tensor, packed: Packed) -> Tensor:
+    """Weighted mean of the answers' cross-entropy."""
+    weight = packed.weight[packed.target != IGNORE]
+    return (weight * F.cross_entropy(logits, targets, reduction="none")).sum() / weight.sum()
+
+
+def train_language(
+    run: Path, plan: LanguagePlan, start: TowerWithHeads | PocketTrainer, seed: int = 0, stage: str = "language"
+) -> PocketTrainer:
+    """Run or resume a stage, from a tower or from an earlier stage, and return the trained model."""
     torch.manual_seed(seed + 1)
-    trainer, log, path = PocketTrainer(seer), Log(run, "language"), run / "language.pt"
+    trainer = start if isinstance(start, PocketTrainer) else PocketTrainer(start)
+    log, path = Log(run, stage), run / f"{stage}.pt"
+    total = sum(phase.steps for phase in plan.phases)
     tools = optimisers(trainer, plan)
     state = load(path)
     done = 0
     if state is not None:
-        trainer.load_state_dict(state["model"])
         done = state["step"]
+        trainer.load_state_dict(state["model"], strict=done < total)
+        if done >= total:
+            return trainer
         for tool, saved in zip(tools, state["optimisers"], strict=True):
             tool.load_state_dict(saved)
-    cache = cache_features(seer, run, plan.cached)
-    total = sum(phase.steps for phase in plan.phases)
+    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", plan.cached)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
-    for step in tqdm(range(done, total), "language", initial=done, total=total, mininterval=5):
+    for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)
         used = tools if phase.joint else tools[:2]
-        set_rate(used, rate * min(1.0, (step + 1) / 50))
+        set_rate(used, rate * min(1.0, (step + 1) / plan.warmup))
         loss, parts, (right, asked) = step_loss(trainer, plan, phase, step, cache)
         trainer.zero_grad()
         loss.backward()

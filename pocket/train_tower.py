@@ -26,7 +26,6 @@ from pocket.muon import Muon
 from pocket.runs import Log, learning_rate, load, save, set_rate
 
 WINDOW = 12  # patches along one side of a training crop
-CROPS = 4  # crops taken from one rendered picture
 POSITION_SCALE, CONTENT_SCALE = 2.0, 0.35  # an edge is far above the mean and must not drown its position
 WHITEN_FLOOR = 0.02  # share of the mean variance below which components are not amplified further
 KINDS = len(SHAPES) + 2  # shapes, background, sign
@@ -38,6 +37,13 @@ class TowerPlan:
 
     steps: int = 3000
     crops_per_step: int = 32
+    crops: int = 4  # taken from one rendered picture, the first of them around the sign
+    first_scene: int = 0  # train index of the first picture
+    detail: bool = False  # teach characters, places and sizes harder
+    peak: float = 1.0  # factor on the learning rates after warm-up
+    hold: float = 0.5  # share of the steps at the peak
+    stop: int | None = None  # end here, before the schedule does
+    place: bool = False  # teach every patch where it is
     full_share: float = 0.12  # last part of the steps, on whole pictures
     full_per_step: int = 8
     matrix_rate: float = 0.02
@@ -68,6 +74,9 @@ class TowerWithHeads(nn.Module):
         self.class_head = nn.Linear(width, pairs + len(SHAPES) + len(COLOUR_NAMES) + 1)
         look_at_neighbours(self.tower)
         whiten(self.tower)
+        # last, so that they change nothing for plans that do not use them
+        self.radius_head = nn.Linear(width, 1)
+        self.place_head = nn.Linear(width, 2)
 
     def forward(self, pixels: Tensor, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Patch predictions (B, N, ...) by name and class-token predictions (B, ...).
@@ -79,7 +88,10 @@ class TowerWithHeads(nn.Module):
     def read(self, features: Tensor, whole: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Predictions from patch features (B, N, D) and the class state (B, D)."""
         outputs = self.patch_head(self.norm(features)).split(list(self.sizes.values()), dim=-1)
-        return dict(zip(self.sizes, outputs, strict=True)), self.class_head(whole)
+        found = dict(zip(self.sizes, outputs, strict=True))
+        found["radius"] = self.radius_head(self.norm(features))
+        found["place"] = self.place_head(self.norm(features))
+        return found, self.class_head(whole)
 
 
 def tower_features(tower: CLIPVisionModel, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -155,6 +167,15 @@ def whiten(tower: CLIPVisionModel, pictures: int = 24) -> None:
     tower.embeddings.position_embedding.weight[1:, reserved:] -= rows @ mean
 
 
+@torch.no_grad()
+def add_ramps(tower: CLIPVisionModel) -> None:
+    """Give the two channels of least picture content to the row and the column, so that features can tell where."""
+    ramp = 1.5 * torch.linspace(-1, 1, GRID)
+    tower.embeddings.patch_embedding.weight[-2:] = 0
+    tower.embeddings.position_embedding.weight[1:, -2] = ramp.repeat_interleave(GRID)
+    tower.embeddings.position_embedding.weight[1:, -1] = ramp.repeat(GRID)
+
+
 def _rotation(frequencies: Tensor, offset: tuple[int, int]) -> Tensor:
     """Matrix that turns the position code at (row, column) into the code at (row, column) + offset."""
     blocks = []
@@ -193,6 +214,8 @@ def losses(patches: dict[str, Tensor], whole: Tensor, labels: dict[str, Tensor],
         found[name] = total / (labels[name] != IGNORE).sum().clamp(min=1)
     on_thing = labels["colour"] != IGNORE
     found["offset"] = F.smooth_l1_loss(patches["offset"][on_thing], labels["offset"][on_thing])
+    found["radius"] = F.smooth_l1_loss(patches["radius"][on_thing][:, 0], labels["radius"][on_thing])
+    found["place"] = F.smooth_l1_loss(patches["place"], labels["place"], beta=0.1)
     pairs = len(SHAPES) * len(COLOUR_NAMES)
     found["pairs"] = F.binary_cross_entropy_with_logits(whole[:, :pairs], targets[:, :pairs]) * 4
     found["counts"] = F.smooth_l1_loss(whole[:, pairs:], targets[:, pairs:])
@@ -207,19 +230,30 @@ LOSS_WEIGHTS = {
     "offset": 0.5,
     "pairs": 0.3,
     "counts": 0.3,
+    "radius": 0.0,
+    "place": 0.0,
 }
+DETAIL_WEIGHTS = {**LOSS_WEIGHTS, "character": 1.4, "position": 0.6, "offset": 2.0, "radius": 1.0}
+PLACE_WEIGHT = 2.0
+
+
+def total_loss(found: dict[str, Tensor], detail: bool, place: bool) -> Tensor:
+    """Weighted sum of the losses."""
+    weights = {**(DETAIL_WEIGHTS if detail else LOSS_WEIGHTS), "place": PLACE_WEIGHT * place}
+    return torch.stack([weights[name] * value for name, value in found.items() if weights[name]]).sum()
 
 
 def make_batch(step: int, plan: TowerPlan, full: bool) -> tuple[Tensor, Tensor, dict[str, Tensor], Tensor]:
     """Pixels, position rows, labels and class targets of one step; a function of the step alone."""
     draw = np.random.RandomState(step)
-    count = plan.full_per_step if full else plan.crops_per_step // CROPS
+    rendered = plan.crops_per_step // plan.crops
+    count = plan.full_per_step if full else rendered
     side = GRID if full else WINDOW
     pictures, rows, labels, targets = [], [], [], []
     for number in range(count):
-        current = scene("train", step * (plan.crops_per_step // CROPS) + number)
+        current = scene("train", plan.first_scene + step * rendered + number)
         pixels, truth = np.asarray(render(current)), patch_labels(current)
-        for crop in range(1 if full else CROPS):
+        for crop in range(1 if full else plan.crops):
             top, left = (0, 0) if full else _corner(current, crop, draw)
             window = np.arange(GRID * GRID).reshape(GRID, GRID)[top : top + side, left : left + side].ravel()
             y, x, span = top * PATCH_SIZE, left * PATCH_SIZE, side * PATCH_SIZE
@@ -244,8 +278,10 @@ def _corner(current: Scene, crop: int, draw: np.random.RandomState) -> tuple[int
 def collect(truths: list[PatchLabels], rows: Tensor) -> dict[str, Tensor]:
     """Labels of the patches in ``rows`` (B, N) as tensors by name."""
     batch = {}
-    for name in ("shape", "colour", "character", "position", "offset"):
+    for name in ("shape", "colour", "character", "position", "offset", "radius"):
         batch[name] = torch.stack([torch.from_numpy(getattr(t, name))[r] for t, r in zip(truths, rows, strict=True)])
+    middle = (GRID - 1) / 2
+    batch["place"] = torch.stack([rows % GRID - middle, rows // GRID - middle], dim=-1) / middle  # x, y from -1 to 1
     return batch
 
 
@@ -257,8 +293,12 @@ def share_right(predicted: Tensor, labels: dict[str, Tensor], name: str) -> floa
 
 @torch.no_grad()
 def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
-    """Accuracy per labelled patch on whole validation pictures; shape on things only, background apart."""
-    hits: dict[str, list[Tensor]] = {"shape": [], "background": [], "colour": [], "character": [], "pairs": []}
+    """Accuracy per labelled patch on whole validation pictures; shape on things only, background apart.
+
+    Of offset, radius and place the mean error, in patches.
+    """
+    names = ("shape", "background", "colour", "character", "position", "offset", "radius", "place", "pairs")
+    hits: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, pictures, 8):
         scenes = [scene("validation", index) for index in range(start, start + 8)]
         rows = torch.arange(GRID * GRID).expand(8, -1)
@@ -268,8 +308,11 @@ def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
         on_thing = labels["colour"] != IGNORE
         hits["shape"].append(kind[on_thing])
         hits["background"].append(kind[labels["shape"] == len(SHAPES)])
-        for name in ("colour", "character"):
+        for name in ("colour", "character", "position"):
             hits[name].append((patches[name].argmax(-1) == labels[name])[labels[name] != IGNORE])
+        hits["offset"].append((patches["offset"] - labels["offset"])[on_thing].abs().flatten())
+        hits["place"].append((patches["place"] - labels["place"]).abs().flatten() * (GRID - 1) / 2)
+        hits["radius"].append((patches["radius"][..., 0] - labels["radius"])[on_thing].abs())
         targets = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
         pairs = len(SHAPES) * len(COLOUR_NAMES)
         hits["pairs"].append(((whole[:, :pairs] > 0) == (targets[:, :pairs] > 0))[targets[:, :pairs] > 0])
@@ -300,41 +343,48 @@ def optimisers(model: TowerWithHeads, plan: TowerPlan) -> list[torch.optim.Optim
     ]
 
 
-def train_tower(run: Path, plan: TowerPlan, seed: int = 0) -> TowerWithHeads:
-    """Run or resume the stage and return the trained tower with its heads."""
+def train_tower(
+    run: Path, plan: TowerPlan, seed: int = 0, stage: str = "tower", start: TowerWithHeads | None = None
+) -> TowerWithHeads:
+    """Run or resume the stage, on a tower made before if there is one, and return the trained tower with its heads."""
     torch.manual_seed(seed)
-    model, log, path = TowerWithHeads(), Log(run, "tower"), run / "tower.pt"
+    model, log, path = start or TowerWithHeads(), Log(run, stage), run / f"{stage}.pt"
     tools = optimisers(model, plan)
     state: dict[str, Any] = load(path) or {"step": 0}
+    last = plan.steps if plan.stop is None else plan.stop
     if state["step"]:
-        model.load_state_dict(state["model"])
-        for tool, saved in zip(tools, state.get("optimisers", []), strict=False):
-            tool.load_state_dict(saved)
+        model.load_state_dict(state["model"], strict=state["step"] < last)
+    if state["step"] >= last:
+        return model
+    if plan.place and not state["step"]:
+        add_ramps(model.tower)
+    for tool, saved in zip(tools, state.get("optimisers", []), strict=False):
+        tool.load_state_dict(saved)
     hits: list[list[float]] = []
     first_full = int(plan.steps * (1 - plan.full_share))
-    for step in tqdm(range(state["step"], plan.steps), "tower", mininterval=5):
-        set_rate(tools, learning_rate(step, plan.steps))
+    for step in tqdm(range(state["step"], last), stage, mininterval=5):
+        set_rate(tools, plan.peak * learning_rate(step, plan.steps, hold=plan.hold))
         pixels, rows, labels, targets = make_batch(step, plan, step >= first_full)
         outputs = model(pixels, rows)
         found = losses(*outputs, labels, targets)
-        loss = torch.stack([LOSS_WEIGHTS[name] * value for name, value in found.items()]).sum()
         for tool in tools:
             tool.zero_grad()
-        loss.backward()
+        total_loss(found, plan.detail, plan.place).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for tool in tools:
             tool.step()
         done = step + 1
         with torch.no_grad():
-            hits.append([share_right(outputs[0][name], labels, name) for name in ("shape", "character")])
+            hits.append([share_right(outputs[0][name], labels, name) for name in ("shape", "character", "position")])
         if done % 50 == 0:
             shares = np.nanmean(np.array(hits), axis=0)
             hits.clear()
             parts = {name: value.item() for name, value in found.items()}
-            log.write(step=done, shape_right=float(shares[0]), character_right=float(shares[1]), **parts)
-        if done % plan.validate_every == 0 or done == plan.steps:
+            rights = dict(zip(("shape_right", "character_right", "position_right"), map(float, shares), strict=True))
+            log.write(step=done, **rights, **parts)
+        if done % plan.validate_every == 0 or done == last:
             log.write(step=done, validation=validate(model))
-        if done % plan.save_every == 0 or done == plan.steps:
+        if done % plan.save_every == 0 or done == last:
             saved = [tool.state_dict() for tool in tools]
             save(path, {"step": done, "model": model.state_dict(), "optimisers": saved})
     return model

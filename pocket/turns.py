@@ -18,6 +18,10 @@ from adaptprune.tabletop.scenes import Scene
 from adaptprune.tabletop.vocabulary import GRID, PATCH_SIZE
 from pocket.model import BOS, EOS, IMAGE_TOKENS, PAD
 
+CAPTION_WEIGHT = 0.25  # a caption is a dozen tokens; unweighted, half of the loss would be captions
+STRESS = {"relation": 4.0, "comparing": 3.0, "counting": 2.0, "nearest": 2.0, "caption": CAPTION_WEIGHT}
+END_WEIGHT = 0.25  # the end of the answer is easy, but for signs
+
 
 class Words:
     """Token ids of questions and answers, and of the prompt around them."""
@@ -25,11 +29,15 @@ class Words:
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
         self.ids = tokenizer.get_vocab()
+        self.names = {number: name for name, number in self.ids.items()}
+        self._known: dict[str, list[int]] = {}
         self.prefix = [BOS, *self._encode("USER:")]
         self._suffix = self._encode("ASSISTANT:")
 
     def _encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
+        if text not in self._known:
+            self._known[text] = self._tokenizer.encode(text, add_special_tokens=False)
+        return self._known[text]
 
     def turn(self, question: Question) -> tuple[list[int], list[int]]:
         """Ids of a question with its prompt words, and ids of the answer with end of sequence."""
@@ -50,30 +58,42 @@ class Packed:
     turn: Tensor
     position: Tensor
     target: Tensor
+    weight: Tensor  # of a target in the loss
     types: list[list[str]]  # of turn t of row b
 
 
-def pack(words: Words, asked: list[list[Question]]) -> Packed:
-    """Lay the turns of every picture one after another and pad the rows to one length."""
+def weights(question: Question, prompt: int, answer: int, stress: bool) -> list[float]:
+    """Weights of the targets of a turn; ``stress``: more for what is hard, less for the end of the answer."""
+    if not stress:
+        return [CAPTION_WEIGHT if question.type == "caption" else 1.0] * (prompt + answer)
+    weight = STRESS.get(question.type, 1.0)
+    end = weight if question.type in ("reading", "caption") else END_WEIGHT
+    return [weight] * (prompt + answer - 2) + [end] * 2  # the last target is at the last but one token
+
+
+def pack(words: Words, asked: list[list[Question]], pictures: int = 1, stress: bool = False) -> Packed:
+    """Lay the turns of every row one after another, after ``pictures`` pictures, and pad the rows to one length."""
     rows, types = [], []
+    start = len(words.prefix) + pictures * IMAGE_TOKENS
     for questions in asked:
-        ids, turn, position, target = [], [], [], []
+        ids, turn, position, target, weight = [], [], [], [], []
         for number, question in enumerate(questions):
             prompt, answer = words.turn(question)
             whole = prompt + answer
             ids += whole
             turn += [number] * len(whole)
-            position += range(len(words.prefix) + IMAGE_TOKENS, len(words.prefix) + IMAGE_TOKENS + len(whole))
+            position += range(start, start + len(whole))
             # the token before an answer token has to predict it; after the last there is nothing to predict
             target += [IGNORE] * (len(prompt) - 1) + answer + [IGNORE]
-        rows.append((ids, turn, position, target))
+            weight += weights(question, len(prompt), len(answer), stress)
+        rows.append((ids, turn, position, target, weight))
         types.append([question.type for question in questions])
     length = max(len(row[0]) for row in rows)
     padded = [
         torch.tensor([row[part] + [filler] * (length - len(row[part])) for row in rows])
-        for part, filler in enumerate((PAD, -1, 0, IGNORE))
+        for part, filler in enumerate((PAD, -1, 0, IGNORE, 0.0))
     ]
-    return Packed(padded[0], padded[1], padded[2], padded[3], types)
+    return Packed(*padded, types)
 
 
 def mask(packed: Packed, before: int) -> Tensor:

@@ -13,18 +13,19 @@ from PIL import Image
 from adaptprune import AdaptPruneError
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval import api
+from adaptprune.eval.answers import read
+from adaptprune.eval.columns import UNPRUNED, Column, columns
 from adaptprune.eval.page import write_page
-from adaptprune.eval.report import markdown, plot, table_csv
-from adaptprune.eval.runner import UNPRUNED, Column, Runner, columns
+from adaptprune.eval.report import by_group, markdown, plot, table_csv
+from adaptprune.eval.runner import Runner
 from adaptprune.eval.stats import Bootstrap, estimate
 from adaptprune.eval.summary import TOTAL, Summary
-from adaptprune.eval.task import Item
-from adaptprune.eval.tasks.tabletop import Tabletop, mentioned
+from adaptprune.eval.task import Item, Task
+from adaptprune.eval.tasks.tabletop import KINDS, Tabletop, mentioned
 from adaptprune.models import load
-from adaptprune.tabletop import QUESTION_TYPES
 
 
-class Toy:
+class Toy(Task):
     """Twelve questions about five pictures, for the tiny model."""
 
     name = "toy"
@@ -59,7 +60,8 @@ def contents(folder):
 
 def run(loaded, folder, wanted, **options):
     options = {"batch_size": 5, "max_new_tokens": 3, **options}
-    return Runner(*loaded, folder, **options).run(Toy(), wanted)
+    files = Runner(*loaded, folder, **options).run(Toy(), wanted)
+    return {name: list(read(path)) for name, path in files.items()}
 
 
 def test_a_run_answers_every_item_in_order(loaded, tmp_path):
@@ -138,6 +140,16 @@ def toy_summary(accuracies, pictures=200, seed=0):
                for name, p in accuracies.items()}  # fmt: skip
     wanted = [Column(UNPRUNED)] + [Column(n.split("@")[0], float(n.split("@")[1])) for n in accuracies if "@" in n]
     return Summary(items, answers, wanted), answers
+
+
+def test_the_table_by_group_has_every_question_type_and_its_interval():
+    summary, _ = toy_summary({UNPRUNED: 0.9, "random@0.1": 0.4})
+    lines = by_group(summary.to_dict()).splitlines()
+    assert lines[0] == "| questions | n | unpruned | 95 % | random 10 % | 95 % |"
+    assert [line.split(" | ")[0] for line in lines[2:]] == ["| total", "| a", "| b", "| m"]
+    accuracy = summary.rows[1].cells["a"].accuracy
+    numbers = [f"{100 * x:.1f}" for x in (accuracy.value, accuracy.low, accuracy.high)]
+    assert lines[3].endswith(f"| {numbers[0]} | {numbers[1]} - {numbers[2]} |")
 
 
 def test_a_summary_by_hand():
@@ -229,7 +241,7 @@ def test_tabletop_items_are_stable_and_varied():
     items = Tabletop("validation", 30).items()
     assert [item.id for item in items] == [item.id for item in Tabletop("validation", 30).items()]
     assert len({item.id for item in items}) == len(items)
-    assert {item.kind for item in items} == set(QUESTION_TYPES)
+    assert {item.kind for item in items} == set(KINDS)
     assert all(item.images()[0].size == (336, 336) for item in items[:3])
     assert max(map(len, ([i for i in items if i.picture == p] for p in {i.picture for i in items}))) == 8
     assert Tabletop("validation", 1).score(items[0], f" {items[0].expected.upper()}. ") == 1
@@ -248,18 +260,18 @@ def test_tabletop_asks_about_two_pictures():
 
 def test_a_folder_with_another_run_is_refused(tmp_path):
     record = {"task": "a", "settings": {}, "model": "pocket"}
-    api._check_folder(tmp_path, record)
-    api._write_record(tmp_path, record)
-    api._check_folder(tmp_path, dict(record))
+    api.check_folder(tmp_path, record)
+    api.write_record(tmp_path, record, SimpleNamespace(config=None, dtype="float32", device="cpu"), "model")
+    api.check_folder(tmp_path, dict(record))
     saved = json.loads((tmp_path / "run.json").read_text())
-    assert set(saved) == {"run", "command", "versions", "python", "commit"}
+    assert {"run", "command", "versions", "python", "commit", "model_revision", "seeds", "protocol"} <= set(saved)
     with pytest.raises(AdaptPruneError, match="holds another run \\(model was 'pocket'\\)"):
-        api._check_folder(tmp_path, {**record, "model": "x"})
+        api.check_folder(tmp_path, {**record, "model": "x"})
     (tmp_path / "run.json").write_text("[1")
     with pytest.raises(AdaptPruneError, match="run.json' is damaged"):
-        api._check_folder(tmp_path, record)
+        api.check_folder(tmp_path, record)
     with pytest.raises(AdaptPruneError, match="is a file: name a folder"):
-        api._check_folder(tmp_path / "run.json", record)
+        api.check_folder(tmp_path / "run.json", record)
 
 
 def test_an_estimate_of_nothing_is_not_a_number():

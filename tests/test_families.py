@@ -7,7 +7,9 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.families import family_of
+from adaptprune.viz import CELL, GAP, overlay, pictures_seen
 from tests.hiding import decoder_layers, hiding
 from tests.zoo import SPECIMENS, specimen
 from tests.zoo_parts import LAYERS, PAD
@@ -195,3 +197,26 @@ def test_padding_is_not_read(family):
         _, logits = generate(one, inputs)
         _, same = generate(one, other)
     torch.testing.assert_close(logits, same, atol=TOLERANCE, rtol=0)
+
+
+@FAMILY
+def test_the_engine_answers_and_draws(family):
+    """Prompt, picture, answer, timings and the overlay, as the command line has them."""
+    one = specimen(family)
+    engine = TransformersEngine(one.model, one.processor)
+    if one.placeholder != getattr(one.processor, "image_token", "<image>"):  # its chat template would say more
+        one.processor.chat_template = "{{ messages[0].content[-1].text }} " + one.placeholder + " w1"
+    images = one.pictures(1)
+    pruner = adaptprune.make_pruner("adaptprune", keep_ratio=0.3, layer=first_layer(family))
+    answer = engine.answer(images, "w3 w4 w5", pruner, max_new_tokens=4)
+    assert answer.report.samples[0].num_kept == int(0.3 * answer.report.samples[0].num_visual)
+    assert answer.timings.new_tokens == 4
+    (sample,) = answer.report.samples
+    seen = pictures_seen(one.model.config, one.processor, answer.inputs)
+    picture = overlay(images, sample, seen)
+    widths = [columns for _, _, columns in sample.grids]
+    assert picture.width == sum(widths) * CELL + GAP * (len(widths) - 1)
+    assert picture.height == max(rows for _, rows, _ in sample.grids) * CELL
+    grid, row, column = sample.cells[0]
+    left = sum(width * CELL + GAP for width in widths[:grid]) + column * CELL
+    assert picture.getpixel((left, row * CELL)) == (255, 255, 255)  # the outline of a kept patch

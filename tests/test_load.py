@@ -76,14 +76,14 @@ def test_where_files_come_from_is_said_to_every_part(checkpoint, monkeypatch):
     assert [(k["revision"], k["local_files_only"]) for k in seen[:2]] == [("main", True)] * 2
 
 
-def test_a_tower_without_a_fixed_grid_is_refused(checkpoint, tmp_path):
-    folder = tmp_path / "pixtral"
+def test_a_tower_of_another_kind_is_refused(checkpoint, tmp_path):
+    folder = tmp_path / "dinov2"
     shutil.copytree(checkpoint, folder)
     config = json.loads((folder / "config.json").read_text())
-    config["vision_config"] = {"model_type": "pixtral"}
+    config["vision_config"] = {"model_type": "dinov2"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(
-        AdaptPruneError, match="'pixtral' vision tower is not supported. Supported towers: clip_vision_model"
+        AdaptPruneError, match="'dinov2' vision tower is not supported. Supported towers: clip_vision_model"
     ):
         adaptprune.load(str(folder))
 

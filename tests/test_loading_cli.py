@@ -87,13 +87,14 @@ def test_an_evaluation_is_not_continued_with_another_model(tmp_path, monkeypatch
     monkeypatch.setattr(api, "load", load)
     task = api.make_tasks(["tabletop"])[0]
     run = {"task": "tabletop", "settings": task.settings(), "model": "pocket", "batch_size": 16}
+    run |= {"max_new_tokens": task.max_new_tokens, "protocol": "auto"}
     (tmp_path / "run.json").write_text(json.dumps({"run": {**run, "device": None, "dtype": None}}))
-    for same in (None, {}, {"name_or_path": None, "load_in_4bit": False}):
+    for same in ({}, {"name_or_path": None, "load_in_4bit": False}):
         with pytest.raises(Loaded):
-            api.evaluate(task, [], tmp_path, loading=same)
+            api.evaluate(task, [], tmp_path, model=api.Model(same))
     for other in ({"load_in_4bit": True}, {"name_or_path": "x"}, {"dtype": "float16"}):
         with pytest.raises(AdaptPruneError, match=r"holds another run \((load_in_4bit|model|dtype) was"):
-            api.evaluate(task, [], tmp_path, loading=other)
+            api.evaluate(task, [], tmp_path, model=api.Model(other))
     (tmp_path / "run.json").write_text(json.dumps({"run": {**run, "load_in_4bit": True}}))
     with pytest.raises(AdaptPruneError, match="load_in_4bit was True"):
         api.evaluate(task, [], tmp_path)

@@ -15,7 +15,7 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.models.checkpoint import Checkpoint, read_tensors
 from tests.original_layout import parts, save_tensors, write
-from tests.test_loading_original import llava_next, picture, same  # noqa: F401
+from tests.test_loading_original import same
 
 
 @pytest.fixture(scope="module")

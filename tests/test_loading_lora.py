@@ -21,7 +21,7 @@ from tests.original_layout import (
     write_tokenizer,
     write_tower,
 )
-from tests.test_loading_original import llava_next, logits, picture, same  # noqa: F401
+from tests.test_loading_original import logits, picture, same
 from tests.tiny import batch, llava, prompt
 
 peft = pytest.importorskip("peft", reason="the lora extra is not installed")

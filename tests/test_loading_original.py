@@ -11,21 +11,9 @@ import torch
 from PIL import Image
 
 import adaptprune
-from adaptprune.families import FAMILIES
 from tests.original_layout import Parts, original_logits, parts, write
 
 PROMPT = "USER: <image>\nWhat colour is the cat? ASSISTANT:"
-
-
-@pytest.fixture(autouse=True)
-def llava_next(monkeypatch):
-    """LLaVA 1.6 loads as a family that may be registered or not."""
-    if "llava_next" not in FAMILIES.names():
-        monkeypatch.setitem(FAMILIES._targets, "llava_next", "tests.test_loading_original:AnyFamily")
-
-
-class AnyFamily(adaptprune.families.Family):
-    """Enough of a family for loading."""
 
 
 def picture(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -10,7 +10,7 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.models import placement
 from tests.original_layout import parts, write, write_lora
-from tests.test_loading_original import llava_next, logits, picture, same  # noqa: F401
+from tests.test_loading_original import logits, picture, same
 from tests.tiny import batch, llava, prompt
 
 quantised = pytest.mark.skipif(

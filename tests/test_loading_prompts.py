@@ -14,7 +14,7 @@ import adaptprune
 from adaptprune.models.original import Layout
 from adaptprune.models.prompts import CONVERSATIONS, chat_template, conversation
 from tests.original_layout import original_logits, parts, write
-from tests.test_loading_original import llava_next, logits, picture, same  # noqa: F401
+from tests.test_loading_original import logits, picture
 
 SYSTEM = {
     "vicuna_v1": "A chat between a curious human and an artificial intelligence assistant. The assistant gives "

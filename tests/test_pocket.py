@@ -129,12 +129,14 @@ def test_padding_does_not_change_answers(model, processor):
 
 def test_packed_turns_are_the_exported_prompt(processor):
     language = pytest.importorskip("pocket.train_language")
+    from pocket.plans import Phase
+    from pocket.samples import sample
     from pocket.train_tower import TowerWithHeads
 
     torch.manual_seed(0)
     trainer = language.PocketTrainer(TowerWithHeads()).eval()
-    phase = language.Phase(1, 576, ("existence", "reading", "where"), 1, 1)
-    batch = language.sample(trainer.words, [scene("train", 3)], phase, 1)
+    phase = Phase(1, 576, ("existence", "reading", "where"), 1, 1)
+    batch = sample(trainer.words, [scene("train", 3)], phase, 1)
     with torch.no_grad():
         logits, _, _ = trainer(language.look(trainer.seer, batch.scenes), batch.keep, batch.packed)
         first = 0
@@ -143,6 +145,55 @@ def test_packed_turns_are_the_exported_prompt(processor):
             inputs = processor(images=render(scene("train", 3)), text=text, return_tensors="pt")
             assert torch.allclose(trainer.llava(**inputs).logits[0, -1], logits[first], atol=1e-4)
             first += len(trainer.words.turn(question)[1])
+
+
+def test_packed_pairs_are_the_exported_prompt_of_two_pictures(processor):
+    language = pytest.importorskip("pocket.train_language")
+    from pocket.plans import Phase
+    from pocket.samples import PAIR_TURNS, pair_questions, sample
+    from pocket.train_tower import TowerWithHeads
+
+    torch.manual_seed(0)
+    trainer = language.PocketTrainer(TowerWithHeads()).eval()
+    scenes = [scene("train", 3), scene("train", 4)]
+    batch = sample(trainer.words, scenes, Phase(1, 576, ("existence",), 1, 2, pairs=1), 1)
+    with torch.no_grad():
+        logits, _, _ = trainer(*batch.paired(language.look(trainer.seer, scenes)), batch.pairs)
+        first = 0
+        for question in pair_questions(*scenes, 1, PAIR_TURNS)[:3]:
+            content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question.question}]
+            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+            inputs = processor(images=[render(s) for s in scenes], text=text, return_tensors="pt")
+            assert (inputs["input_ids"] == trainer.llava.config.image_token_index).sum() == 2 * 576
+            assert torch.allclose(trainer.llava(**inputs).logits[0, -1], logits[first], atol=1e-4)
+            first += len(trainer.words.turn(question)[1])
+
+
+def test_mentions_are_found_and_looked_up(processor):
+    pytest.importorskip("pocket")
+    from pocket.mentions import find_mentions, phrases
+    from pocket.turns import Words, pack
+
+    def found(text, bare_nouns=False):
+        return phrases(text.split(), bare_nouns)
+
+    assert found("is there a red circle ?") == [(4, "red", "circle")]
+    assert found("what color is the object nearest to the star ?") == [(8, None, "star")]
+    assert found("are there more pink things than hearts ?") == [(4, "pink", None), (6, None, "heart")]
+    assert found("how many items are there ?", True) == [(2, None, None)]
+
+    words = Words(processor.tokenizer)
+    current = scene("train", 5)
+    asked = questions(current, 0, ["counting", "where", "colour"], 3)
+    mentions = find_mentions(words, [current], [asked])
+    packed = pack(words, [asked])
+    for place, classes in zip(mentions.place, mentions.classes, strict=True):
+        question = asked[packed.turn[0, place]]
+        if question.type == "counting":
+            assert str(classes[0].item()) == question.answer
+        else:
+            assert classes[0] == 1
+    assert len(mentions.row) == len(asked)
 
 
 def test_training_resumes_after_a_kill(tmp_path):
@@ -171,6 +222,17 @@ def test_training_resumes_after_a_kill(tmp_path):
     resumed = train_tower(split, plan).state_dict()
     for name, value in expected.items():
         assert torch.allclose(value, resumed[name], atol=1e-6), name
+
+
+def test_card_and_readme_show_the_results():
+    card = pytest.importorskip("pocket.card")
+    root = ASSETS.parents[1]
+    if not (root / "docs" / "results").is_dir():
+        pytest.skip("the results are only in the repository")
+    for page in (POCKET / "README.md", root / "README.md"):
+        text = page.read_text()
+        assert "<!-- pocket-gate -->" in text
+        assert card.fill(text, root / "docs" / "results") == text, "run python -m pocket.card"
 
 
 def test_muon_steps_are_orthogonal():

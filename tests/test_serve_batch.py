@@ -16,7 +16,7 @@ from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.serve.engine import Engine
 from adaptprune.serve.errors import ServeError
-from adaptprune.serve.jobs import Delta, Done, Failed, Sampling
+from adaptprune.serve.jobs import Delta, Done, Failed, Row, Sampling
 from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.prompts import Turn
 from adaptprune.serve.slots import Slots
@@ -271,6 +271,38 @@ def test_running_out_of_memory_costs_one_request_only(parts, engine, monkeypatch
     assert "keep_ratio" in event.error.message
     assert first[0][0] == expected
     assert ask(engine, turns, Sampling(30), pruner=None)[0] == expected
+
+
+def test_a_row_whose_token_cannot_be_chosen_costs_one_request_only(parts, engine, monkeypatch):
+    turns, _, _ = request(5)
+    expected = alone(parts, engine, turns, None, 30)
+    original = Row.choose
+
+    def fails(row, scores):
+        if len(row.tokens) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(row, scores)
+
+    monkeypatch.setattr(Row, "choose", fails)  # greedy rows do not come here
+    found: list = []
+    threads = [
+        threading.Thread(target=lambda: found.append(ask(engine, turns, Sampling(30), pruner=None))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    _, event = ask(engine, turns, Sampling(30, temperature=1.0), pruner=None)
+    for thread in threads:
+        thread.join()
+    assert event.error.code == "out_of_memory"
+    assert [text for text, _ in found] == [expected] * 3
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_an_error(parts, engine, monkeypatch, value):
+    head = parts[0].lm_head
+    monkeypatch.setattr(head, "forward", lambda states: torch.full((*states.shape[:2], 100), value))
+    _, event = ask(engine, request(5)[0], Sampling(5))
+    assert event.error.code == "not_a_number"
 
 
 def test_what_the_engine_refuses(parts, engine):

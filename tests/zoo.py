@@ -220,8 +220,10 @@ def gemma3(attention: str) -> Specimen:
             sliding_window=24,
             layer_types=["sliding_attention", "full_attention", "sliding_attention"] * 2,
             query_pre_attn_scalar=16,
+            tie_word_embeddings=False,  # tied, it would say its last word again and again
         ),
         mm_tokens_per_image=16,
+        tie_word_embeddings=False,
         image_token_index=IMAGE,
         boi_token_index=VOCABULARY["<boi>"],
         eoi_token_index=VOCABULARY["<eoi>"],

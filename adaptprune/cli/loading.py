@@ -45,21 +45,21 @@ OPTIONS: dict[str, tuple[str, type, Any]] = {
 def loading_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give `command` these options in place of its parameter `loading`, which gets the arguments of `load`.
 
-    Options that it has itself (several models, say) stay its own.
+    An option that the command has itself (several models, say) is left to it.
     """
     own = inspect.signature(command, eval_str=True)
-    added = {name: entry for name, entry in OPTIONS.items() if name not in own.parameters}
+    options = {name: option for name, option in OPTIONS.items() if name not in own.parameters}
     parameters: list[inspect.Parameter] = []
     for parameter in own.parameters.values():
         if parameter.name != "loading":
             parameters.append(parameter)
             continue
-        for name, (_, kind, option) in added.items():
+        for name, (_, kind, option) in options.items():
             parameters.append(inspect.Parameter(name, parameter.kind, default=option, annotation=kind))
 
     @functools.wraps(command)
     def run(**values: Any) -> None:
-        loading = {argument: values.pop(name) for name, (argument, _, _) in added.items()}
+        loading = {argument: values.pop(name) for name, (argument, _, _) in options.items()}
         loading["device_map"] = _device_map(loading["device_map"])
         command(**values, loading=loading)
 

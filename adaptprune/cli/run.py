@@ -20,6 +20,7 @@ def command(
     loading: Any = None,
     method: str = typer.Option("adaptprune", help="Method or spec (name:option=value,...); none runs unpruned."),
     keep_ratio: float = typer.Option(None, help="Fraction of visual tokens kept, above 0 and at most 1."),
+    num_keep: int = typer.Option(None, help="Visual tokens kept per image, in place of --keep-ratio."),
     layer: int = typer.Option(None, help="Prune before this decoder layer."),
     max_new_tokens: int = typer.Option(128, help="Length limit of the answer."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
@@ -28,7 +29,7 @@ def command(
     overlay: Path = typer.Option(None, help="Write the picture with dropped patches dimmed (PNG)."),
 ) -> None:
     """Answer a question about images with a pruned model."""
-    pruner = _pruner(method, keep_ratio, layer)
+    pruner = _pruner(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)
     _check_overlay(overlay, image, pruner)
     from adaptprune.engines.transformers import TransformersEngine
     from adaptprune.images import open_image
@@ -69,14 +70,14 @@ def command(
 command.__name__ = "run"
 
 
-def _pruner(method: str, keep_ratio: float | None, layer: int | None) -> Any:
+def _pruner(method: str, **options: Any) -> Any:
     if method == "none":
-        if keep_ratio is not None or layer is not None:
-            raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio and --layer.")
+        if any(value is not None for value in options.values()):
+            raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
         return None
     from adaptprune.methods import make_pruner
 
-    return make_pruner(method, keep_ratio=keep_ratio, layer=layer)
+    return make_pruner(method, **options)
 
 
 def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 
 import typer
 
+from adaptprune.cli.loading import loading_options
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
 
+@loading_options
 def command(
     model: list[str] = typer.Option(
         [], help="Hugging Face name or folder, or NAME=that; several are allowed. Default: the pocket model."
@@ -25,9 +27,7 @@ def command(
         help="Keys that clients need; better set as the environment variable, which other users cannot see.",
     ),
     allow_anonymous: bool = typer.Option(False, help="Listen beyond this machine without an API key."),
-    device: str = typer.Option(None, help="cpu, cuda, cuda:1, mps. Default: the best present."),
-    dtype: str = typer.Option(None, help="float32, float16 or bfloat16."),
-    attention: str = typer.Option(None, help="sdpa, eager, flash_attention_2."),
+    loading: Any = None,
     max_batch: int = typer.Option(32, help="Answers written at the same time, per model."),
     max_queue: int = typer.Option(128, help="Requests that may wait beyond those; one more gets 429."),
     max_tokens: int = typer.Option(2048, help="The most new tokens of one answer."),
@@ -67,7 +67,7 @@ def command(
     registration = _registration(register, advertise, gateway_key, host, api_key)
     engines = _engines(
         _named(model), method, EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout), threads,
-        device=device, dtype=dtype, attn_implementation=attention,
+        **loading,
     )  # fmt: skip
     from adaptprune.serve.app import Settings, create_app
 

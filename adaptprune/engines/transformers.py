@@ -96,11 +96,16 @@ class TransformersEngine:
 
     def inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
         """Model inputs for one user turn: the images, then the text, in the model's own chat format."""
-        text = chat_text(self.processor, prompt, len(images))
-        batch = self.processor(images=list(images) or None, text=[text], return_tensors="pt")
+        return self.encode(images, chat_text(self.processor, prompt, len(images)))
+
+    def encode(self, images: Sequence[Image.Image], text: str) -> dict[str, Tensor]:
+        """Model inputs for a prompt that has its placeholders already."""
+        # nested: one list of images per prompt, which every processor reads alike
+        batch = self.processor(images=[list(images)] if images else None, text=[text], return_tensors="pt")
         return {
             key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
             for key, value in batch.items()
+            if key != "labels"  # PaliGemma's processor makes some, for training
         }
 
     @torch.inference_mode()

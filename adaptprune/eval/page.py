@@ -5,16 +5,22 @@ from __future__ import annotations
 import base64
 import html
 import io
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
+from torch import Tensor
 
 from adaptprune.engines.transformers import TransformersEngine
-from adaptprune.eval.runner import Column
+from adaptprune.errors import AdaptPruneError
+from adaptprune.eval.columns import Column
+from adaptprune.eval.protocol import prompt_text, square
 from adaptprune.eval.task import Item, Task
 from adaptprune.viz import overlay, pictures_seen, side_by_side
 
+PICK_FROM = 500  # questions
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -43,11 +49,28 @@ def spread_out(items: Sequence[Item], count: int) -> list[Item]:
     return chosen
 
 
+class AsEvaluated(TransformersEngine):
+    """Puts questions and pictures as a run's protocol does."""
+
+    def __init__(self, model: Any, processor: Any, protocol: str) -> None:
+        super().__init__(model, processor)
+        self._protocol = protocol
+
+    def inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
+        text = prompt_text(self._protocol, self.processor, prompt, len(images))
+        pictures = [square(self._protocol, self.processor, image) for image in images]
+        return self.encode(pictures, text)
+
+
 def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column], path: Path, count: int = 20) -> None:
     """Answer `count` questions unpruned and under every column, and write what each kept next to one another."""
     sections = []
-    for number, item in enumerate(spread_out(task.items(), count), 1):
-        images = item.images()
+    found = (item for item in itertools.islice(task.items(), PICK_FROM) if not item.problem)
+    for number, item in enumerate(spread_out(list(found), count), 1):
+        try:
+            images = item.images()
+        except AdaptPruneError:
+            continue  # it is among the run's problems
         plain = engine.answer(images, item.prompt, max_new_tokens=32)
         figures = [_figure(side_by_side(images), "unpruned", plain.text, task.score(item, plain.text))]
         for column in columns:
@@ -59,7 +82,7 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
             figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
         marks = ", ".join(sorted(item.marks)).replace("_", " ")
         head = f"{number}. {html.escape(item.prompt)}"
-        note = f"{item.kind}{', ' + marks if marks else ''}; expected: {html.escape(item.expected)}"
+        note = f"{item.kind}{', ' + marks if marks else ''}; expected: {html.escape(_plain(item.expected))}"
         row = "".join(figures)
         sections.append(f"<section><h2>{head}</h2><p><small>{note}</small></p><div class=row>{row}</div></section>")
     title = f"What {' and '.join(column.name for column in columns)} keep"
@@ -72,13 +95,21 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
     )
 
 
-def _figure(picture: Image.Image, label: str, answer: str, score: float) -> str:
+def _plain(expected: Any) -> str:
+    """The expected answer, or the different ones of several people."""
+    if expected is None:
+        return "nobody here knows"
+    return "; ".join(dict.fromkeys(expected)) if isinstance(expected, tuple) else str(expected)
+
+
+def _figure(picture: Image.Image, label: str, answer: str, score: float | None) -> str:
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode()
-    verdict = "right" if score == 1 else "wrong"
+    verdict = "right" if score == 1 else "wrong" if score is not None else ""
+    points = "" if score is None else f" ({score:g})"
     said = html.escape(answer) or "(nothing)"
     return (
         f"<figure><img alt='{html.escape(label)}' src='data:image/webp;base64,{data}'>"
-        f"<figcaption>{html.escape(label)}: <b class={verdict}>{said}</b> ({score:g})</figcaption></figure>"
+        f"<figcaption>{html.escape(label)}: <b class='{verdict}'>{said}</b>{points}</figcaption></figure>"
     )

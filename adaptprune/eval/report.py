@@ -4,59 +4,143 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.eval.runner import UNPRUNED
-from adaptprune.eval.summary import TOTAL, Row, Summary
+from adaptprune.eval.columns import UNPRUNED, Column
+from adaptprune.eval.stats import Estimate
+from adaptprune.eval.summary import Row, Summary
+
+MOST_PANELS = 12
 
 
 def percent(value: float) -> str:
-    return f"{100 * value:.1f}"
+    return f"{100 * value:.1f}" if math.isfinite(value) else "-"
 
 
 def header(summary: Summary, groups: Sequence[str]) -> list[str]:
-    return ["method", "keep", "tokens", *groups, "of unpruned", "same answer"]
+    score = [summary.headline] if summary.headline else [f"needs a {summary.scored_by}"] if summary.scored_by else []
+    speed = ["first token, ms", "tokens/s", "KV cache, MiB"] if _timed(summary) else []
+    return ["method", "keep", "tokens", *score, *groups, "of unpruned", "same answer", *speed]
 
 
-def cells(row: Row, groups: Sequence[str], intervals: bool = True) -> list[str]:
+def cells(summary: Summary, row: Row, groups: Sequence[str], intervals: bool = True) -> list[str]:
     """One line of the table; accuracies in percent, with the half-width of their interval."""
     texts = [row.column.method, f"{row.column.keep_ratio:g}", f"{row.kept:.0f}"]
+    if summary.headline or summary.scored_by:
+        texts.append("-" if row.headline is None else f"{row.headline:.1f}")
     for group in groups:
         accuracy = row.cells[group].accuracy
         spread = f" ±{percent((accuracy.high - accuracy.low) / 2)}" if intervals else ""
         texts.append(percent(accuracy.value) + spread)
-    relative = row.cells[TOTAL].relative
-    texts.append(f"{percent(relative.value)} ({percent(relative.low)}-{percent(relative.high)})")
-    return [*texts, percent(row.agreement)]
+    texts += [_relative(row.relative), percent(row.agreement)]
+    if not _timed(summary):
+        return texts
+    if row.speed is None:
+        return [*texts, "-", "-", "-"]
+    rate = f"{row.speed.tokens_per_second:.1f}" if row.speed.tokens_per_second else "-"
+    return [*texts, f"{row.speed.first_token_ms:.0f}", rate, f"{row.speed.kv_bytes / 2**20:.2f}"]
+
+
+def _relative(found: Estimate | None) -> str:
+    if found is None or not math.isfinite(found.value):
+        return "-"
+    interval = f" ({percent(found.low)}-{percent(found.high)})" if math.isfinite(found.low) else ""
+    return percent(found.value) + interval
+
+
+def _timed(summary: Summary) -> bool:
+    return any(row.speed for row in summary.rows)
 
 
 def markdown(summary: Summary, groups: Sequence[str] | None = None) -> str:
-    """The table for a README: total and every question type."""
-    groups = list(groups or summary.groups)
-    lines = [header(summary, groups), ["---"] * (len(groups) + 5)]
-    lines += [cells(row, groups, intervals=False) for row in summary.rows]
+    """The table for a README: every number of the questions' total and of each type."""
+    groups = list(summary.groups if groups is None else groups)
+    top = header(summary, groups)
+    lines = [top, ["---"] * len(top)]
+    lines += [cells(summary, row, groups, intervals=False) for row in summary.rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
+def by_group(summary: dict[str, Any]) -> str:
+    """For a few columns, from a summary as it is stored: a line for every group of questions, with intervals."""
+    columns = summary["columns"]
+    names = [UNPRUNED if c["method"] == UNPRUNED else f"{c['method']} {100 * c['keep_ratio']:g} %" for c in columns]
+    lines = ["| questions | n | " + " | ".join(f"{name} | 95 %" for name in names) + " |"]
+    lines.append("|---|---:|" + "---:|---|" * len(columns))
+    for group in columns[0]["groups"]:
+        found = [column["groups"][group] for column in columns]
+        texts = [group.replace("_", " "), str(found[0]["questions"])]
+        for cell in found:
+            accuracy = cell["accuracy"]
+            texts += [percent(accuracy["value"]), f"{percent(accuracy['low'])} - {percent(accuracy['high'])}"]
+        lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
 def table_csv(summary: Summary) -> str:
-    """Every number of the table, one line per column and group."""
+    """Every number, one per line: means of scores with their interval and "of unpruned", then everything else."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(
         ["method", "keep_ratio", "tokens_kept", "group", "questions", "accuracy", "low", "high", "relative"]
     )
     for row in summary.rows:
+        start = [row.column.method, row.column.keep_ratio, row.kept]
         for group, cell in row.cells.items():
             a = cell.accuracy
             numbers = [f"{x:.6f}" for x in (a.value, a.low, a.high, cell.relative.value)]
-            writer.writerow([row.column.method, row.column.keep_ratio, row.kept, group, cell.questions, *numbers])
+            writer.writerow([*start, group, cell.questions, *numbers])
+        more = {f"official: {name}": value for name, value in row.metrics.items()}
+        more["agreement"] = row.agreement
+        if row.speed:
+            more |= row.speed.to_dict()
+        base = summary.rows[0].metrics
+        for name, value in more.items():
+            unpruned = base.get(name.removeprefix("official: "), 0.0) if name.startswith("official") else 0.0
+            relative = f"{value / unpruned:.6f}" if unpruned else ""
+            writer.writerow([*start, name, summary.questions, f"{value:.6f}", "", "", relative])
     return out.getvalue()
 
 
+@dataclass(frozen=True)
+class _Panel:
+    """One small picture: a value, in percent or in the benchmark's points, for every column."""
+
+    title: str
+    values: dict[Column, Estimate]
+
+
+def _panels(summary: Summary) -> list[_Panel]:
+    found = []
+    if summary.headline:
+        values = {row.column: _point(row.headline) for row in summary.rows}
+        found.append(_Panel(f"{summary.headline} (official)", values))
+    for group in summary.groups:
+        values = {row.column: _times_100(row.cells[group].accuracy) for row in summary.rows}
+        title = f"{group.replace('_', ' ')} (n={summary.rows[0].cells[group].questions})"
+        found.append(_Panel(title, values))
+    if not summary.groups:
+        values = {row.column: _point(100 * row.agreement) for row in summary.rows}
+        found.append(_Panel(f"same answer as {UNPRUNED} (n={summary.questions})", values))
+    return found[:MOST_PANELS]
+
+
+def _point(value: float | None) -> Estimate:
+    value = math.nan if value is None else value
+    return Estimate(value, value, value)
+
+
+def _times_100(found: Estimate) -> Estimate:
+    return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
+
+
 def plot(summary: Summary, path: Path, title: str) -> None:
-    """Accuracy against the share of visual tokens kept: one panel per group, bands are 95 % intervals."""
+    """Score against the share of visual tokens kept: one panel per group, bands are 95 % intervals."""
     try:
         import matplotlib
     except ImportError:
@@ -64,41 +148,44 @@ def plot(summary: Summary, path: Path, title: str) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    groups = list(summary.groups)
-    wide = 4
-    high = -(-len(groups) // wide)
-    figure, axes = plt.subplots(high, wide, figsize=(3.4 * wide, 2.7 * high), squeeze=False, sharex=True)
-    methods = list(dict.fromkeys(row.column.method for row in summary.rows if row.column.method != UNPRUNED))
-    for axis, group in zip(axes.flat, groups, strict=False):
-        base = summary.rows[0].cells[group].accuracy.value
-        axis.axhline(100 * base, color="black", linewidth=1, linestyle=":", label=UNPRUNED)
-        for number, method in enumerate(methods):
-            rows = sorted(
-                (row for row in summary.rows if row.column.method == method), key=lambda row: row.column.keep_ratio
-            )
-            x = [100 * row.column.keep_ratio for row in rows]
-            points = [row.cells[group].accuracy for row in rows]
-            colour = f"C{number}"
-            axis.plot(x, [100 * p.value for p in points], marker="o", markersize=3, color=colour, label=method)
-            axis.fill_between(
-                x, [100 * p.low for p in points], [100 * p.high for p in points], alpha=0.12, color=colour
-            )
-        axis.set_xscale("log")
-        ticks = sorted({100 * row.column.keep_ratio for row in summary.rows if row.column.method != UNPRUNED})
-        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
-        axis.minorticks_off()
-        axis.set_title(f"{group.replace('_', ' ')} (n={summary.rows[0].cells[group].questions})", fontsize=9)
-        axis.tick_params(labelsize=7, labelbottom=True)
-        axis.grid(alpha=0.25)
-    for axis in list(axes.flat)[len(groups) :]:
+    panels = _panels(summary)
+    wide = min(4, len(panels))
+    high = -(-len(panels) // wide)
+    figure, axes = plt.subplots(
+        high, wide, figsize=(max(3.4 * wide, 7.5), 2.7 * high + 0.6), squeeze=False, sharex=True
+    )
+    columns = [row.column for row in summary.rows]
+    for axis, panel in zip(axes.flat, panels, strict=False):
+        _draw(axis, panel, columns)
+    for axis in list(axes.flat)[len(panels) :]:
         axis.axis("off")
     figure.supxlabel("visual tokens kept, %", fontsize=9)
-    figure.supylabel("accuracy, %", fontsize=9)
+    figure.supylabel("score, %" if summary.headline != "perception" else "score", fontsize=9)
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(
-        handles, labels, loc="upper center", ncols=min(8, len(labels)), fontsize=8, bbox_to_anchor=(0.5, 0.97)
+        handles, labels, loc="upper center", ncols=min(2 * wide, len(labels)), fontsize=8, bbox_to_anchor=(0.5, 0.97)
     )
     figure.suptitle(title, fontsize=10, y=0.995)
-    figure.tight_layout(rect=(0.01, 0.01, 1, 0.93))
+    figure.tight_layout(rect=(0.01, 0.01, 1, 0.93 if high > 1 else 0.88))
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _draw(axis: Any, panel: _Panel, columns: Sequence[Column]) -> None:
+    """One panel: a line and a band per method, and the unpruned model's value across."""
+    axis.axhline(panel.values[columns[0]].value, color="black", linewidth=1, linestyle=":", label=UNPRUNED)
+    methods = list(dict.fromkeys(column.method for column in columns if column.method != UNPRUNED))
+    for number, method in enumerate(methods):
+        mine = sorted((c for c in columns if c.method == method), key=lambda column: column.keep_ratio)
+        x = [100 * column.keep_ratio for column in mine]
+        points = [panel.values[column] for column in mine]
+        colour = f"C{number}"
+        axis.plot(x, [p.value for p in points], marker="o", markersize=3, color=colour, label=method)
+        axis.fill_between(x, [p.low for p in points], [p.high for p in points], alpha=0.12, color=colour)
+    axis.set_xscale("log")
+    ticks = sorted({100 * column.keep_ratio for column in columns if column.method != UNPRUNED})
+    axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axis.minorticks_off()
+    axis.set_title(panel.title, fontsize=9)
+    axis.tick_params(labelsize=7, labelbottom=True)
+    axis.grid(alpha=0.25)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+ROWS = 64  # draws worked on at a time
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,11 @@ class Bootstrap:
         names, self._index = np.unique(np.array(pictures), return_inverse=True)
         count = len(names)
         generator = np.random.default_rng(seed)
-        # the last row is the sample itself: how often each picture is drawn
-        drawn = generator.multinomial(count, np.full(count, 1 / count), size=draws)
-        self._weights: Array = np.vstack([drawn, np.ones(count, dtype=drawn.dtype)]).astype(np.float64)
+        # how often each picture is drawn (it fits a byte); the last row is the sample itself
+        self._weights: NDArray[np.uint8] = np.ones((draws + 1, count), dtype=np.uint8)
+        for start in range(0, draws, ROWS):
+            size = min(ROWS, draws - start)
+            self._weights[start : start + size] = generator.multinomial(count, np.full(count, 1 / count), size=size)
 
     def means(self, values: Array, chosen: NDArray[np.bool_] | None = None) -> Array:
         """Mean of `values` over each draw (last: over the sample itself), of the `chosen` answers only."""
@@ -48,8 +51,11 @@ class Bootstrap:
         size = self._weights.shape[1]
         totals = np.bincount(self._index[chosen], weights=values[chosen], minlength=size)
         counts = np.bincount(self._index[chosen], minlength=size)
+        result = np.empty(len(self._weights))
         with np.errstate(invalid="ignore", divide="ignore"):  # a draw may hold none of the chosen answers
-            result: Array = (self._weights @ totals) / (self._weights @ counts)
+            for start in range(0, len(result), ROWS):
+                weights = self._weights[start : start + ROWS].astype(np.float64)
+                result[start : start + ROWS] = (weights @ totals) / (weights @ counts)
         return result
 
 

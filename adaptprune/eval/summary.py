@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from adaptprune.eval.runner import UNPRUNED, Column
+from adaptprune.eval.columns import UNPRUNED, Column
+from adaptprune.eval.speed import Speed
 from adaptprune.eval.stats import Array, Bootstrap, Estimate, estimate
 from adaptprune.eval.task import Item
 
 TOTAL = "total"
 #: Random pruning at this ratio, early, has to cost this much, or the model's look-ups are over too soon to measure.
 GATE_RATIO, GATE_LOSS = 0.1, 0.10
+MOST_PROBLEMS = 1000  # that are listed; all are counted
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Row:
     cells: dict[str, Cell]
     agreement: float
     kept: float
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    headline: float | None = None
+    relative: Estimate | None = None
+    speed: Speed | None = None
 
     def to_dict(self) -> dict[str, Any]:
         groups = {
@@ -53,47 +60,86 @@ class Row:
             "tokens_kept": self.kept,
             "agreement_with_unpruned": round(self.agreement, 6),
             "groups": groups,
+            **({"metrics": _rounded(self.metrics)} if self.metrics else {}),
+            **({"speed": self.speed.to_dict()} if self.speed else {}),
         }
 
 
+Watch = Callable[[Column, Item, dict[str, Any]], None]
+
+
 class Summary:
-    """All columns of one run.
+    """All columns of one run. Items and answers are read once, side by side, and not kept.
 
     Parameters
     ----------
-    items : sequence of Item
-    answers : dict of str to list of dict
-        By column name, one per item and in their order.
+    items : iterable of Item
+    answers : dict of str to iterable of dict
+        By column name, one per item and in their order. Scores are numbers or, where nobody can tell, None.
     wanted : sequence of Column
         The first one is the unpruned model.
+    watch : callable, optional
+        Is shown every answer on the way.
+
+    Attributes
+    ----------
+    questions : int
+        How many were asked; `problems` says which could not be, and why. `groups` has question types that are scored.
     """
 
     def __init__(
-        self, items: Sequence[Item], answers: dict[str, list[dict[str, Any]]], wanted: Sequence[Column]
+        self,
+        items: Iterable[Item],
+        answers: Mapping[str, Iterable[dict[str, Any]]],
+        wanted: Sequence[Column],
+        watch: Watch = lambda column, item, line: None,
     ) -> None:
-        self._bootstrap = Bootstrap([item.picture for item in items])
-        kinds = list(dict.fromkeys(item.kind for item in items))
-        marks = sorted({mark for item in items for mark in item.marks})
-        self.groups = {TOTAL: np.ones(len(items), dtype=bool)}
-        self.groups |= {kind: np.array([item.kind == kind for item in items]) for kind in kinds}
-        self.groups |= {mark: np.array([mark in item.marks for item in items]) for mark in marks}
+        self._seen = _Seen(wanted)
+        for item, *lines in zip(items, *(answers[column.name] for column in wanted), strict=True):
+            self._seen.add(item, lines)
+            for column, line in zip(wanted, lines, strict=True):
+                watch(column, item, line)
+        self.questions, self.problems = len(self._seen.pictures), self._seen.problems
+        self.problem_count = self._seen.problem_count
+        self.headline, self.scored_by = "", ""
         self._draws: dict[tuple[str, str], Array] = {}
-        for column in wanted:
-            scores = np.array([line["score"] for line in answers[column.name]])
-            for name, chosen in self.groups.items():
-                self._draws[column.name, name] = self._bootstrap.means(scores, chosen)
-        self.rows = [self._row(column, answers) for column in wanted]
+        self.groups = self._seen.groups()
+        if self.groups:
+            bootstrap = Bootstrap(self._seen.pictures)
+            for column in wanted:
+                scores = np.array(self._seen.scores[column])
+                for name, chosen in self.groups.items():
+                    self._draws[column.name, name] = bootstrap.means(scores, chosen)
+        self.rows = [self._row(column) for column in wanted]
 
-    def _row(self, column: Column, answers: dict[str, list[dict[str, Any]]]) -> Row:
+    def _row(self, column: Column) -> Row:
         cells = {}
         for name, chosen in self.groups.items():
             draws, base = self._draws[column.name, name], self._draws[UNPRUNED, name]
             with np.errstate(invalid="ignore", divide="ignore"):
                 cells[name] = Cell(estimate(draws), estimate(draws / base), estimate(draws - base), int(chosen.sum()))
-        pairs = zip(answers[column.name], answers[UNPRUNED], strict=True)
-        same = [mine["answer"].lower() == theirs["answer"].lower() for mine, theirs in pairs]
-        kept = [line["kept"] for line in answers[column.name]]
-        return Row(column, cells, float(np.mean(same)), float(np.mean(kept)))
+        asked = max(self.questions, 1)
+        relative = cells[TOTAL].relative if cells else None
+        return Row(column, cells, self._seen.same[column] / asked, self._seen.kept[column] / asked, relative=relative)
+
+    def complete(
+        self,
+        metrics: Mapping[str, Mapping[str, float]],
+        speeds: Mapping[str, Speed | None],
+        headline: str,
+        scored_by: str,
+    ) -> None:
+        """Add official numbers and times; `headline` names the number that stands for a row."""
+        self.headline, self.scored_by = headline, scored_by
+        base = metrics.get(UNPRUNED, {}).get(headline)
+        for place, row in enumerate(self.rows):
+            found = metrics.get(row.column.name, {})
+            value, relative = found.get(headline), row.relative
+            if value is not None and base is not None:  # there is no interval for it
+                relative = Estimate(value / base if base else float("nan"), float("nan"), float("nan"))
+            self.rows[place] = replace(
+                row, metrics=found, headline=value, relative=relative, speed=speeds.get(row.column.name)
+            )
 
     def difference(self, one: Column, other: Column, group: str = TOTAL) -> Estimate:
         """Accuracy of one column minus that of another, on the same draws."""
@@ -130,7 +176,7 @@ class Summary:
             and row.column.keep_ratio == GATE_RATIO
             and getattr(row.column.pruner(), "layer", None) == 2
         ]
-        loss = -random[0].cells[TOTAL].difference.value if random else None
+        loss = -random[0].cells[TOTAL].difference.value if random and self.groups else None
         separated = self.separations()
         return {
             "random_loss_at_10_percent": None if loss is None else round(loss, 6),
@@ -141,7 +187,57 @@ class Summary:
 
     def to_dict(self) -> dict[str, Any]:
         return {
+            "questions": self.questions,
+            "problems": {"count": self.problem_count, "first": self.problems},
+            **({"headline": self.headline} if self.headline else {}),
+            **({"needs": self.scored_by} if self.scored_by else {}),
             "columns": [row.to_dict() for row in self.rows],
             "gate": self.gate(),
             "separations": self.separations()[:50],
         }
+
+
+class _Seen:
+    """Counts and columns of numbers, for as many questions as there are."""
+
+    def __init__(self, wanted: Sequence[Column]) -> None:
+        self._wanted = wanted
+        self._names: dict[Any, Any] = {}  # equal names are kept once
+        self.pictures: list[str] = []
+        self._kinds: list[tuple[str, frozenset[str]]] = []
+        self.scores = {column: array("d") for column in wanted}
+        self.same = dict.fromkeys(wanted, 0)
+        self.kept = dict.fromkeys(wanted, 0)
+        self.problems: list[dict[str, str]] = []
+        self.problem_count = 0
+
+    def add(self, item: Item, lines: Sequence[dict[str, Any]]) -> None:
+        if "error" in lines[0]:
+            self.problem_count += 1
+            if self.problem_count <= MOST_PROBLEMS:
+                self.problems.append({"id": item.id, "why": lines[0]["error"]})
+            return
+        self.pictures.append(self._names.setdefault(item.picture, item.picture))
+        kind = item.kind, item.marks
+        self._kinds.append(self._names.setdefault(kind, kind))
+        unpruned = lines[0]["answer"].lower()
+        for column, line in zip(self._wanted, lines, strict=True):
+            self.scores[column].append(np.nan if line["score"] is None else line["score"])
+            self.same[column] += line["answer"].lower() == unpruned
+            self.kept[column] += line["kept"]
+
+    def groups(self) -> dict[str, Any]:
+        """Which questions belong to the total, each type and each mark; nothing if nothing is scored."""
+        scored = ~np.isnan(np.array(self.scores[self._wanted[0]]))
+        if not scored.any():
+            return {}
+        kinds = list(dict.fromkeys(kind for kind, _ in self._kinds))
+        marks = sorted({mark for _, found in self._kinds for mark in found})
+        groups = {TOTAL: scored}
+        groups |= {name: scored & np.array([kind == name for kind, _ in self._kinds]) for name in kinds}
+        groups |= {name: scored & np.array([name in found for _, found in self._kinds]) for name in marks}
+        return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def _rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: round(value, 6) if np.isfinite(value) else None for name, value in numbers.items()}

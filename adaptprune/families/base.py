@@ -63,11 +63,13 @@ class Family:
     }
     #: Whether a token sees nothing that comes after it (not so where images see all of themselves).
     causal: ClassVar[bool] = True
-    #: Whether `pixel_values` holds one picture per grid, in order.
-    pixels_per_grid: ClassVar[bool] = False
 
     def check(self, config: Any) -> None:
         """Raise AdaptPruneError if a model with this config cannot be pruned although its type is known."""
+
+    def picture_per_grid(self, config: Any) -> bool:
+        """Whether `pixel_values` holds exactly one picture per grid, in order."""
+        return False
 
     def smallest_layer(self, config: Any) -> int:
         """The first decoder layer before which tokens can leave."""
@@ -135,7 +137,7 @@ class Family:
                 raise AdaptPruneError(
                     f"the prompts have {int(found.sum())} {modality} placeholders, not a multiple of the "
                     f"{sum(map(len, units))} that the {modality}s take: build the prompts with the model's own "
-                    "processor, and read each in one forward."
+                    "processor, and read each in one forward (no prefill_chunk_size)."
                 )
             for row, mask in enumerate(found):
                 if row % copies == 0:

@@ -16,7 +16,9 @@ class Gemma3(Family):
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
     summary: ClassVar[str] = "Gemma 3: sliding-window layers, images see all of themselves"
     causal: ClassVar[bool] = False
-    pixels_per_grid: ClassVar[bool] = True
+
+    def picture_per_grid(self, config: Any) -> bool:
+        return True
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         return squares(features.pooler_output)

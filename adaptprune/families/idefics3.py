@@ -16,7 +16,9 @@ class Idefics3(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
     summary: ClassVar[str] = "Idefics3, SmolVLM: tiles and the whole image; video as a sequence of images"
-    pixels_per_grid: ClassVar[bool] = True
+
+    def picture_per_grid(self, config: Any) -> bool:
+        return True
 
     def decoder(self, model: nn.Module) -> nn.Module:
         decoder = self.base(model).text_model

@@ -16,7 +16,9 @@ class InternVL(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
     summary: ClassVar[str] = "InternVL 3: tiles and thumbnail; video as a sequence of images"
-    pixels_per_grid: ClassVar[bool] = True
+
+    def picture_per_grid(self, config: Any) -> bool:
+        return True
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         return squares(features.pooler_output)

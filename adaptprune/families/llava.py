@@ -19,7 +19,9 @@ class Llava(Family):
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
     summary: ClassVar[str] = "LLaVA-1.5 and its relatives (CLIP, SigLIP), Pixtral 12B: one grid per image"
-    pixels_per_grid: ClassVar[bool] = True
+
+    def picture_per_grid(self, config: Any) -> bool:
+        return config.vision_config.model_type != "pixtral"  # padded to the largest image
 
     def check(self, config: Any) -> None:
         tower = config.vision_config

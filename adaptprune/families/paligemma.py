@@ -16,7 +16,9 @@ class PaliGemma(Family):
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
     summary: ClassVar[str] = "PaliGemma 1 and 2: prefix attention"
     causal: ClassVar[bool] = False
-    pixels_per_grid: ClassVar[bool] = True
+
+    def picture_per_grid(self, config: Any) -> bool:
+        return True
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         return squares(features.pooler_output)

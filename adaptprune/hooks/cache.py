@@ -9,12 +9,29 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer, DynamicSlidingWindowLayer
 
 from adaptprune.errors import AdaptPruneError
 
 
-class PrunedLayer(DynamicLayer):
+class _Guarded(DynamicLayer):
+    """Refuses to be continued by a model whose hooks are off: its masks would be those of the unpruned length."""
+
+    expected = False
+
+    def update(self, *states: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.expected:
+            raise AdaptPruneError(
+                "this KV cache was filled under pruning, and the model is not pruned now: continue it under the same "
+                "pruning, or use a new cache."
+            )
+        self.expected = False
+        found: tuple[Tensor, Tensor] = super().update(*states, **kwargs)
+        return found
+
+
+class PrunedLayer(_Guarded):
     """Full attention: `dropped` entries are missing from `keys` and `values`."""
 
     dropped = 0
@@ -28,7 +45,7 @@ class PrunedLayer(DynamicLayer):
         super().reset()
 
 
-class PrunedSlidingLayer(DynamicSlidingWindowLayer):
+class PrunedSlidingLayer(_Guarded, DynamicSlidingWindowLayer):
     """Sliding window: holds the last ``window - 1`` kept entries, which reach further back than the window."""
 
     def crop(self, tokens_to_remove: int) -> None:
@@ -72,6 +89,13 @@ def shorten(cache: Cache, index: int, total: int) -> None:
 def empty(cache: Cache, index: int) -> None:
     """Let one layer forget everything."""
     cache.layers[index].reset()
+
+
+def expect(cache: Any, index: int) -> None:
+    """Tell a pruned layer that the next forward comes with masks cut to what it holds."""
+    layers = getattr(cache, "layers", ())
+    if index < len(layers) and isinstance(layers[index], _Guarded):
+        layers[index].expected = True
 
 
 def window(cache: Any, index: int) -> int | None:

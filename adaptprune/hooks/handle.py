@@ -17,9 +17,9 @@ from adaptprune.hooks import cache as kv
 from adaptprune.hooks import encode
 from adaptprune.hooks.layers import check_checkpointing, check_window
 from adaptprune.hooks.narrow import layer_kwargs, take, whole_conversation
-from adaptprune.hooks.rest import evict, fill_in, report_of
+from adaptprune.hooks.rest import evict, own_output, report_of
 from adaptprune.hooks.select import Selector
-from adaptprune.hooks.state import Call, PruneState, places
+from adaptprune.hooks.state import BELOW, Call, PruneState, places
 from adaptprune.methods import make_pruner
 from adaptprune.pruner import Pruner
 from adaptprune.report import PruneReport
@@ -75,6 +75,9 @@ def prune(
     ...     model.generate(**inputs)
     >>> print(report)
     """
+    for name, value in (("reselect", reselect), ("evict_below", evict_below)):
+        if not isinstance(value, bool):
+            raise AdaptPruneError(f"{name}={value!r} is not allowed: it is True or False.")
     pruner = make_pruner(method, **options)
     if not isinstance(model, nn.Module):
         raise AdaptPruneError(f"model is a {type(model).__name__}: pass a loaded model (adaptprune.load gives one).")
@@ -201,8 +204,8 @@ class PruneHandle:
                 "an image was given but no visual token was pruned: "
                 + ("the decoder's hooks did not run." if call is None else "the prompt has no image placeholder.")
             )
-        if full and call is not None and call.rows:
-            return fill_in(call, len(self._layers) - 1, output)
+        if call is not None and call.rows and (full or call.anew is not None):
+            return own_output(call, len(self._layers) - 1, output, full)
         return None
 
     def _layouts(self) -> Any:
@@ -248,6 +251,8 @@ class PruneHandle:
             kv.check(cache)
             check_window(self._decoder.config, self._backend, call)
             check_checkpointing(module)
+        if self._reselect and any(isinstance(mask, Tensor) and mask.ndim == 4 for mask in masks[:1]):
+            raise AdaptPruneError("reselect=True makes its own masks: pass a 2-D attention_mask instead of a 4-D one.")
         self._calls.call = call
 
     def _state_of(self, cache: Any) -> PruneState:
@@ -261,6 +266,11 @@ class PruneHandle:
             raise AdaptPruneError(
                 f"the cache was pruned before layers {list(state.stages)} and cannot be continued with pruning before "
                 f"{list(self._stages)}: use the same layers, or a new cache."
+            )
+        if BELOW in state.views and not self._evict_below:
+            raise AdaptPruneError(
+                "the cache was evicted below the pruning layer and cannot be continued without that: use "
+                "evict_below=True again, or a new cache."
             )
         state.settle(seen)
         return state
@@ -294,11 +304,12 @@ class PruneHandle:
         given = hidden = args[0] if args else kwargs["hidden_states"]
         if self._reselect and self._stages and index == self._stages[0]:
             hidden = self._selector.remember(call, hidden, kwargs["position_embeddings"])
-        changed = whole_conversation(call, index, kwargs, self._backend) if call.anew else kwargs
+        changed = whole_conversation(call, index, kwargs, self._backend) if call.anew is not None else kwargs
         before = call.rows_at(index)
         if index in self._stages and any(alive.numel() for alive in call.alive):
             self._selector.drop(call, index, hidden)
         changed = layer_kwargs(call, index, changed, self._backend)
+        kv.expect(call.cache, index)
         rows = call.rows.get(index)
         if rows is not None:
             # rows counts incoming tokens; hidden has what earlier stages left of them

@@ -102,14 +102,13 @@ def _narrow_block_mask(mask: BlockMask, rows: Tensor, columns: Tensor, held: Ten
 
 def whole_conversation(call: Call, layer: int, kwargs: dict[str, Any], backend: str) -> dict[str, Any]:
     """Keyword arguments of a layer as if this forward had begun at position 0, for `Call.anew`."""
-    history = call.state.history
-    assert history is not None
-    rotary, dtype = history.rotary, history.hidden.dtype
-    mask = _once(call, layer, history, lambda: _causal_mask(call, layer, dtype, backend))
-    return {**kwargs, "position_embeddings": rotary, "position_ids": None, "attention_mask": mask}
+    assert call.rotary is not None
+    dtype = call.rotary[0].dtype
+    mask = _once(call, layer, call.state, lambda: _causal_mask(call, layer, dtype, backend))
+    return {**kwargs, "position_embeddings": call.rotary, "position_ids": None, "attention_mask": mask}
 
 
-def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> Tensor | None:
+def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> Any:
     """Every position sees itself and what came before it, if that is no padding and inside the window."""
     padding = call.token_mask
     if backend.startswith("flash"):
@@ -118,11 +117,16 @@ def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> Te
     seen = place[None, :] <= place[:, None]
     if (width := window(call.cache, layer)) is not None:
         seen &= place[None, :] > place[:, None] - width
-    allowed = seen[None, None].expand(call.batch, -1, -1, -1)
+    allowed = seen[None].expand(call.batch, -1, -1)
     if padding is not None:
-        allowed = allowed & (padding.to(call.device)[:, None, None, :] > 0) | torch.eye(
-            call.total, dtype=torch.bool, device=call.device
-        )  # padding sees itself, so that no row is empty
+        itself = torch.eye(call.total, dtype=torch.bool, device=call.device)  # so that no row is empty
+        allowed = allowed & (padding.to(call.device)[:, None, :] > 0) | itself
+    if backend == "flex_attention":
+        return create_block_mask(
+            lambda batch, head, query, key: allowed[batch, query, key],
+            call.batch, None, call.total, call.total, device=call.device,
+        )  # fmt: skip
     if backend != "eager":
-        return allowed
-    return torch.zeros(allowed.shape, dtype=dtype, device=call.device).masked_fill(~allowed, torch.finfo(dtype).min)
+        return allowed[:, None]
+    hidden = torch.finfo(dtype).min
+    return torch.zeros(allowed.shape, dtype=dtype, device=call.device).masked_fill(~allowed, hidden)[:, None]

@@ -29,20 +29,25 @@ def evict(call: Call, num_layers: int) -> None:
         state.views[stage] = final
 
 
-def fill_in(call: Call, layer: int, output: Any) -> Any:
-    """The base's output with the unpruned length, so that `labels` and indices in `logits_to_keep` fit it.
+def own_output(call: Call, layer: int, output: Any, full: bool) -> Any:
+    """The base's output for the tokens of this forward alone, spread out to all of them if `full`.
 
-    Each dropped position repeats the state of the last one kept before it: in the pruned sequence, that is the token
-    which predicts the next.
+    Spread out, `labels` and indices in `logits_to_keep` fit it: each dropped position repeats the state of the last
+    one kept before it, which in the pruned sequence is the token that predicts the next. After choosing anew the
+    states of the earlier conversation are cut off.
     """
     rows = call.rows_at(layer)
     assert rows is not None
     hidden: Tensor = output[0]
-    slots = places(rows, call.length).cummax(dim=1).values.clamp_min(0).to(hidden.device)
-    full = hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
+    begin = call.anew or 0
+    if full:
+        slots = places(rows, call.length).cummax(dim=1).values.clamp_min(0)[:, begin:].to(hidden.device)
+        states = hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
+    else:
+        states = hidden[:, -int((rows >= begin).sum(dim=1).max()) :]
     if isinstance(output, tuple):
-        return (full, *output[1:])
-    output.last_hidden_state = full
+        return (states, *output[1:])
+    output.last_hidden_state = states
     return output
 
 

@@ -68,7 +68,7 @@ class Selector:
         call = self._current()
         if call is not None and (call.layouts is not None or self._chooses_anew(call)):
             start = time.perf_counter()
-            call.attention[layer] = last_token_attention(call, layer, *cues)
+            call.attention[layer] = last_token_attention(call, layer, *cues), call.columns_at(layer)
             call.selection_seconds += time.perf_counter() - start
 
     def _see_keys(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -84,7 +84,7 @@ class Selector:
         assert call.layouts is not None
         before = call.rows_at(stage)
         slots = places(before, call.length) if before is not None else None
-        kept = []
+        kept, ends = [], call.last_row()
         for row, (layout, alive) in enumerate(zip(call.layouts, call.alive, strict=True)):
             chosen = [alive[:0]]
             groups = self.pruner.groups(layout.images, layout.coords)
@@ -99,8 +99,14 @@ class Selector:
                         states = self.pruner.merge(tokens, keep)
                         call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
                 chosen.append(members)
-            kept.append(torch.cat(chosen).sort().values)
-        if self.pruner.num_keep is None and sum(map(len, kept)) == sum(map(len, call.alive)):
+            # the answer is read off the last token, so it stays whatever it is
+            chosen.append((layout.positions == ends[row]).nonzero()[:, 0])
+            kept.append(torch.cat(chosen).unique())
+        if (
+            stage == self.stages[-1]
+            and self.pruner.num_keep is None
+            and sum(map(len, kept)) == sum(len(layout.positions) for layout in call.layouts)
+        ):
             raise AdaptPruneError(
                 f"keep_ratio={self.schedule[stage]} keeps all {sum(map(len, kept))} visual tokens of this prompt, so "
                 "nothing would be pruned: use a smaller one, or run the model without pruning."
@@ -125,10 +131,9 @@ class Selector:
         positions = layout.positions[members]
         place = positions if slots is None else slots[row, positions]
         states = hidden[row, place.to(hidden.device)]
-        attention = call.attention.get(stage - 1)
-        if attention is not None:
-            columns = places(call.columns_at(stage - 1)[row : row + 1], call.total)[0, positions + call.past]
-            columns = columns.to(attention.device)
+        attention, listed = call.attention.get(stage - 1, (None, None))
+        if attention is not None and listed is not None:
+            columns = places(listed[row : row + 1], call.total)[0, positions + call.past].to(attention.device)
             # a sliding layer may not hold every token: what it does not hold it pays no attention to
             attention = attention[row][:, columns.clamp_min(0)].masked_fill(columns < 0, 0).to(states.device)
         keys = None
@@ -154,33 +159,28 @@ class Selector:
         of the whole conversation, for which `call` and the cache of the layers from here on then begin at position 0.
         """
         state, past = call.state, call.past
-        keys = call.keys.get(self.stages[0] - 1)
-        layouts = call.layouts or [Layout.empty(call.device) for _ in range(call.batch)]
+        if past > (state.history.length if state.history is not None else 0):
+            raise AdaptPruneError(
+                "this cache was filled without reselect=True, so its earlier tokens cannot be chosen anew: use "
+                "reselect=True from the first turn on, or begin a new cache."
+            )
         anew = self._chooses_anew(call)
-        if state.history is not None and past:
-            old = state.history
-            hidden_all = torch.cat([old.hidden[:, :past], hidden], dim=1)
-            rotary = tuple(_extend(a[:, :past], b) for a, b in zip(old.rotary, rotary, strict=True))
-            if keys is not None and old.keys is not None:
-                keys = torch.cat([old.keys[:, :past], keys], dim=1)
-            layouts = [join(a, b, past) for a, b in zip(old.layouts, layouts, strict=True)]
-        else:
-            hidden_all = hidden
-        state.history = History(hidden_all, rotary, keys, layouts)
-        if not anew or not any(layout.positions.numel() for layout in layouts):
+        if state.history is None or not past:
+            state.history = History([], [Layout.empty(call.device) for _ in range(call.batch)])
+        history = state.history
+        keys = call.keys.get(self.stages[0] - 1)
+        history.add(past, (hidden, *rotary) if keys is None else (hidden, *rotary, keys))
+        if call.layouts is not None:
+            history.layouts = [join(a, b, past) for a, b in zip(history.layouts, call.layouts, strict=True)]
+        if not anew or not any(layout.positions.numel() for layout in history.layouts):
             return hidden
         for stage in [stage for stage in state.views if stage != BELOW]:
             del state.views[stage]
         for index in range(self.stages[0], len(self.layers)):
             kv.empty(call.cache, index)
-        call.past, call.length, call.anew = 0, call.total, True
+        whole = history.joined()
+        call.anew, call.past, call.length, call.rotary = past, 0, call.total, whole[1:3]
         if keys is not None:
-            call.keys[self.stages[0] - 1] = keys
-        call.consider(layouts)
-        return hidden_all
-
-
-def _extend(old: Tensor, new: Tensor) -> Tensor:
-    """Position embeddings of both, (B or 1, T + L, d)."""
-    rows = max(old.shape[0], new.shape[0])
-    return torch.cat([part.expand(rows, *part.shape[1:]) for part in (old, new)], dim=1)
+            call.keys[self.stages[0] - 1] = whole[3]
+        call.consider(history.layouts)
+        return whole[0]

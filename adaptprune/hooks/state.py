@@ -30,13 +30,10 @@ class View:
         Positions in cache order; -1 is padding, which evens out rows that keep different numbers of tokens.
     covered : int
         `index` speaks of the positions below this; all later ones are held.
-    padded : bool
-        Whether any entry of `index` is -1.
     """
 
     index: Tensor
     covered: int
-    padded: bool
 
     def columns(self, total: int) -> Tensor:
         """Positions of everything held once the sequence is `total` long: (B, S + total - covered)."""
@@ -52,30 +49,48 @@ class View:
                 "the cache was cropped into a part that was pruned, where its layers hold different tokens: "
                 "crop only what came after the images, or read the prompt again into a new cache."
             )
-        index = self.index[:, :-cropped]
-        return View(index, total, bool((index < 0).any()))
+        return View(self.index[:, :-cropped], total)
 
 
 @dataclass
 class History:
-    """What choosing anew at a later turn needs of the turns before it, in positions from 0.
+    """What choosing anew at a later turn needs of the forwards before it, in positions from 0.
 
     Attributes
     ----------
-    hidden : Tensor, (B, T, D)
-        Hidden states before the first stage, of every position.
-    rotary : tuple of Tensor, (B or 1, T, d)
-        Position embeddings (cos, sin) of every position.
-    keys : Tensor or None, (B, T, Dk)
-        What the key projection of the layer below the first stage put out, if the method compares those.
+    chunks : list of (int, tuple of Tensor)
+        Of each forward, its first position; hidden states before the first stage (B, L, D), position embeddings
+        (cos, sin) (B or 1, L, d) and, if the method compares those, what the key projection of the layer below the
+        first stage put out (B, L, Dk). Joined only when they are needed.
     layouts : list of Layout
         All visual tokens so far, one per row of the batch.
     """
 
-    hidden: Tensor
-    rotary: tuple[Tensor, ...]
-    keys: Tensor | None
+    chunks: list[tuple[int, tuple[Tensor, ...]]]
     layouts: list[Layout]
+
+    @property
+    def length(self) -> int:
+        """Positions that are remembered."""
+        return self.chunks[-1][0] + self.chunks[-1][1][0].shape[1] if self.chunks else 0
+
+    def add(self, past: int, parts: tuple[Tensor, ...]) -> None:
+        """Remember a forward that begins at position `past`; what was cropped off since is forgotten."""
+        while self.chunks and self.chunks[-1][0] >= past:
+            self.chunks.pop()
+        if self.length > past:
+            start, last = self.chunks.pop()
+            self.chunks.append((start, tuple(part[:, : past - start] for part in last)))
+        self.chunks.append((past, parts))
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """Everything in one: hidden states, cos, sin, and keys if there are any."""
+        whole = []
+        for parts in zip(*(parts for _, parts in self.chunks), strict=True):
+            rows = max(part.shape[0] for part in parts)
+            whole.append(torch.cat([part.expand(rows, *part.shape[1:]) for part in parts], dim=1))
+        self.chunks = [(0, tuple(whole))]
+        return tuple(whole)
 
 
 @dataclass
@@ -114,16 +129,19 @@ class Call:
         Per row, indices into its layout of the visual tokens that no stage has dropped.
     rows : dict of int to Tensor, (B, S)
         Per stage that dropped something: which of the incoming tokens it kept (-1: padding).
-    attention : dict of int to Tensor, (B, H, S), float32
-        Per layer, what the probe saw: the last prompt token's probabilities over that layer's columns.
+    attention : dict of int to (Tensor, Tensor), (B, H, S) float32 and (B, S) int64
+        Per layer, what the probe saw: the last prompt token's probabilities, and the positions they are for.
     keys : dict of int to Tensor, (B, S, Dk)
         Per layer, what its key projection put out.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
         Positions of the prompt that `generate()` was given, if it runs: tokens behind it are guesses of a draft.
-    anew : bool
-        The whole conversation goes through the layers from the first stage on, so that old tokens are chosen anew.
+    anew : int or None
+        Where this forward's own tokens begin, if the whole conversation goes through the layers from the first stage
+        on, so that old tokens are chosen anew.
+    rotary : tuple of Tensor or None, (B or 1, T, d)
+        Then: position embeddings of the whole conversation.
     """
 
     state: PruneState
@@ -137,12 +155,13 @@ class Call:
     prompt: int | None = None
     alive: list[Tensor] = field(default_factory=list)
     rows: dict[int, Tensor] = field(default_factory=dict)
-    attention: dict[int, Tensor] = field(default_factory=dict)
+    attention: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
     keys: dict[int, Tensor] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
-    anew: bool = False
+    anew: int | None = None
+    rotary: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         self.consider(self.layouts)
@@ -211,13 +230,9 @@ class Call:
             lines.append(stays.nonzero()[:, 0])
         longest = max(line.numel() for line in lines)
         rows = torch.stack([torch.nn.functional.pad(line, (longest - line.numel(), 0), value=-1) for line in lines])
-        padded = bool((rows < 0).any())
-        before = self.state.views.get(stage)
         old = self.state.columns(stage, self.past, self.batch, self.device)
         new = torch.where(rows < 0, -1, rows + self.past)
-        self.state.views[stage] = View(
-            torch.cat([old, new], dim=1), self.total, padded or (before is not None and before.padded)
-        )
+        self.state.views[stage] = View(torch.cat([old, new], dim=1), self.total)
         self.rows[stage] = rows
         self.alive = kept
 

@@ -26,11 +26,10 @@ from adaptprune.serve.guard import Guard, GuardLimits, Keys
 from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job
 from adaptprune.serve.metrics import Metrics
 from adaptprune.serve.pictures import ImageLimits
+from adaptprune.serve.prompts import WORKERS
 from adaptprune.serve.schemas import ChatRequest, parse
 
 T = TypeVar("T")
-#: Threads that decode images and build inputs; few, because each may hold a large picture.
-PREPARERS = 2
 SMALL = 100_000  # bytes of JSON that are parsed in a millisecond
 
 
@@ -59,7 +58,8 @@ class Service:
         self.metrics = Metrics(engines)
         self.started = int(time.time())
         self.draining = False
-        self._preparers = ThreadPoolExecutor(PREPARERS, thread_name_prefix="prepare")
+        # decoding images and building inputs; few threads, because each may hold large pictures
+        self._preparers = ThreadPoolExecutor(WORKERS, thread_name_prefix="prepare")
 
     async def answer(self, request: Request) -> Response:
         """One chat completion, streamed or whole."""

@@ -19,12 +19,16 @@ from transformers import DynamicCache, LogitsProcessorList
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import prune
-from adaptprune.report import PruneReport, SampleReport
+from adaptprune.methods import make_pruner
+from adaptprune.serve.errors import ServeError
 from adaptprune.serve.jobs import Delta, Job, Row
-from adaptprune.serve.reading import image_uses, kv_sizes, unpruned
+from adaptprune.serve.reading import image_uses
 from adaptprune.serve.slots import Slots, install_masks
 from adaptprune.serve.text import Detokenizer, StopText
 from adaptprune.viz import overlay, pictures_seen
+
+#: What was written for a job, or why nothing could be.
+Written = Iterator[tuple[Job, Delta | Exception]]
 
 
 @dataclass
@@ -57,8 +61,9 @@ class Batch:
         self.rows: list[Row] = []
         self.counters = Counters()
         self._tokenizer = tokenizer
-        self._family = family_of(model.config)
-        decoder: Any = self._family.decoder(model)
+        decoder: Any = family_of(model.config).decoder(model)
+        # keeps everything: for requests without pruning, whose visual tokens are reported too
+        self._whole = make_pruner("random", keep_ratio=1, layer=len(decoder.layers) - 1)
         self._backend: str = decoder.config._attn_implementation or "eager"
         if self._backend == "flex_attention":
             raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
@@ -95,7 +100,7 @@ class Batch:
                 if place < len(self.rows):
                     self.rows[place] = last
 
-    def read(self, job: Job) -> Iterator[tuple[Job, Delta]]:
+    def read(self, job: Job) -> Written:
         """Read a prompt, let its choices join, and write the first token of each."""
         start = time.perf_counter()
         device = self.model.device
@@ -107,19 +112,15 @@ class Batch:
         # as generate() does it; models with M-RoPE have more than one axis of positions
         positions = self.model._prepare_position_ids_for_generation(ids, dict(inputs))
         cache = DynamicCache()  # without the config: sliding layers keep everything, and Slots masks them
-        pruner = job.pruner
-        with prune(self.model, pruner) if pruner is not None else unpruned(self.model, self._family, ids) as report:
+        with prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
                 **inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
             )
         usage = job.usage
-        if isinstance(report, PruneReport):
-            sample = report.samples[0] if report.samples else SampleReport()
-            usage.selection_ms = report.selection_ms
-        else:
-            sample = report
+        (sample,) = report.samples
+        usage.selection_ms = report.selection_ms if job.pruner is not None else 0.0
         usage.images = image_uses(sample, job.want_kept)
-        usage.kv_bytes, usage.kv_bytes_unpruned = kv_sizes(cache, ids.shape[1])
+        usage.kv_bytes, usage.kv_bytes_unpruned = report.kv_bytes, report.kv_bytes_unpruned
         if job.want_overlay and sample.num_visual:
             job.picture = overlay(job.images, sample, pictures_seen(self.model.config, self.processor, inputs))
         fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
@@ -155,7 +156,7 @@ class Batch:
         stops = StopText(list(sampling.stop))
         return Row(job, index, ids, position, processors, generator, Detokenizer(self._tokenizer), stops)
 
-    def step(self) -> Iterator[tuple[Job, Delta]]:
+    def step(self) -> Written:
         """Write one token for every row. If it fails, the rows are as they were."""
         rows, device = list(self.rows), self.model.device
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
@@ -180,19 +181,27 @@ class Batch:
         self.counters.step_rows += len(rows)
         return self._advance(rows, output.logits[:, -1].float())
 
-    def _advance(self, rows: list[Row], scores: Tensor) -> Iterator[tuple[Job, Delta]]:
+    def _advance(self, rows: list[Row], scores: Tensor) -> Written:
         """Choose one token for each of `rows`, whose scores are (rows, vocabulary)."""
         best = scores.max(-1)
         greedy, broken = best.indices.tolist(), (~best.values.isfinite()).tolist()
         for place, row in enumerate(rows):
             if row.job.closed or row.job.cancelled:
                 continue
-            if broken[place]:
-                yield row.job, Delta(row.index, "", "nan")
-                continue
-            plain = row.generator is None and not row.processors
-            token = greedy[place] if plain else row.choose(scores[place : place + 1])
-            yield row.job, row.accept(token, self._eos)
+            try:
+                if broken[place]:
+                    raise _not_a_number()
+                plain = row.generator is None and not row.processors
+                token = greedy[place] if plain else row.choose(scores[place : place + 1])
+                delta = row.accept(token, self._eos)
+            except Exception as error:  # the others have been computed already and go on
+                yield row.job, error
+            else:
+                yield row.job, delta
+
+
+def _not_a_number() -> ServeError:
+    return ServeError(500, "not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
 
 
 def _eos_of(model: Any) -> frozenset[int]:

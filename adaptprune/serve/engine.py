@@ -21,7 +21,7 @@ import torch
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.pruner import Pruner
-from adaptprune.serve.batch import Batch, Counters
+from adaptprune.serve.batch import Batch, Counters, Written
 from adaptprune.serve.errors import ServeError, bad_request, from_exception, out_of_memory
 from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job, Sampling
 from adaptprune.serve.limits import EngineLimits
@@ -310,16 +310,19 @@ class Engine:
                 self._fail(row.job, _too_late())
         self._batch.drop(lambda row: row.job.closed)
         with self._wake:
+            self._waiting = deque(job for job in self._waiting if not job.closed)
             late = [job for job in self._waiting if now > job.deadline]
         for job in late:
             self._fail(job, _too_late())
 
-    def _pass_on(self, written: Iterator[tuple[Job, Delta]]) -> None:
+    def _pass_on(self, written: Written) -> None:
         """Tell the listeners what was written, and let finished rows leave."""
         for job, delta in written:
             usage = job.usage
-            if delta.finish == "nan":
-                self._fail(job, _not_a_number())
+            if isinstance(delta, Exception):
+                if not isinstance(delta, ServeError):
+                    log.error("choosing a token failed", exc_info=delta)
+                self._fail(job, from_exception(delta))
                 continue
             usage.first_token_ms = usage.first_token_ms or job.milliseconds()
             usage.completion_tokens += 1
@@ -359,10 +362,6 @@ class Engine:
             job.closed = True
             job.inputs, job.images = {}, []
             self._open.discard(job)
-
-
-def _not_a_number() -> ServeError:
-    return ServeError(500, "not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
 
 
 def _shutting_down() -> ServeError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
-from threading import Lock
+from queue import SimpleQueue
 from typing import Any
 
 import jinja2
@@ -13,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from adaptprune.serve.errors import ServeError, bad_request
+
+#: How many prompts can be prepared at the same time; each holds its images and a copy of the processor.
+WORKERS = 2
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,7 @@ class Turn:
 
 
 class Prompter:
-    """Builds model inputs; safe to call from several threads.
+    """Builds model inputs; safe to call from several threads, of which `WORKERS` get on at a time.
 
     Parameters
     ----------
@@ -46,7 +49,9 @@ class Prompter:
 
     def __init__(self, processor: Any) -> None:
         self._processor = processor
-        self._lock = Lock()  # a fast tokenizer may not be used by two threads at once
+        self._idle: SimpleQueue[Any] = SimpleQueue()  # a fast tokenizer may not be used by two threads at once
+        for _ in range(WORKERS):
+            self._idle.put(copy.deepcopy(processor))
 
     def tokenizer(self) -> Any:
         """A tokenizer of its own for another thread."""
@@ -86,15 +91,16 @@ class Prompter:
     def inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """Model inputs on the CPU: a batch of one."""
         images = [image for turn in turns for image in turn.images]
-        with self._lock:
-            text = self.text(turns)
-            try:
-                return dict(self._processor(images=images or None, text=[text], return_tensors="pt"))
-            except (ValueError, TypeError, IndexError) as error:
-                # what image processors raise for a picture that they cannot tile or scale
-                raise ServeError(
-                    400, "bad_image", f"the model's processor cannot use this request: {error}", param="messages"
-                ) from error
+        text = self.text(turns)
+        processor = self._idle.get()
+        try:
+            return dict(processor(images=images or None, text=[text], return_tensors="pt"))
+        except (ValueError, TypeError, IndexError) as error:
+            # what image processors raise for a picture that they cannot tile or scale
+            message = f"the model's processor cannot use this request: {error}"
+            raise ServeError(400, "bad_image", message, param="messages") from error
+        finally:
+            self._idle.put(processor)
 
 
 def _check_text(text: str, token: str) -> None:

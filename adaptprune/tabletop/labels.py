@@ -26,7 +26,8 @@ class PatchLabels:
 
     ``thing`` is the index of the covering thing or -1; ``shape`` indexes SHAPES, then background (8) and sign (9);
     ``colour`` indexes COLOUR_NAMES, ``character`` CHARACTERS and ``position`` the place in the sign's text, all IGNORE
-    where there is none; ``offset`` is (576, 2), from the patch centre to the thing's centre in patches.
+    where there is none; ``offset`` is (576, 2), from the patch centre to the thing's centre, and ``radius`` (576,) the
+    radius of the thing, both in patches and 0 where there is no thing.
     """
 
     thing: Labels
@@ -35,6 +36,7 @@ class PatchLabels:
     character: Labels
     position: Labels
     offset: NDArray[np.float32]
+    radius: NDArray[np.float32]
 
 
 def patch_labels(scene: Scene) -> PatchLabels:
@@ -50,6 +52,7 @@ def patch_labels(scene: Scene) -> PatchLabels:
     shapes = np.array([SHAPES.index(thing.shape) for thing in scene.things])
     colours = np.array([COLOUR_NAMES.index(thing.colour) for thing in scene.things])
     centres = np.array([(thing.x, thing.y) for thing in scene.things], dtype=np.float32)
+    radii = np.array([thing.radius for thing in scene.things], dtype=np.float32)
     which = np.where(is_thing, owner, 0)
 
     shape = np.where(covered < _TOUCHED, len(SHAPES), IGNORE)
@@ -69,6 +72,7 @@ def patch_labels(scene: Scene) -> PatchLabels:
         character=character,
         position=position,
         offset=offset.astype(np.float32),
+        radius=np.where(is_thing, radii[which] / PATCH_SIZE, 0).astype(np.float32),
     )
 
 

@@ -9,7 +9,7 @@ from functools import partial
 from PIL import Image
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.eval.task import Item
+from adaptprune.eval.task import Item, Task
 from adaptprune.registry import did_you_mean
 from adaptprune.tabletop import (
     COLOUR_NAMES,
@@ -29,7 +29,7 @@ PAIR = "two_images"  # asked about a picture and the next one
 KINDS = (*QUESTION_TYPES, PAIR)
 
 
-class Tabletop:
+class Tabletop(Task):
     """Questions about `pictures` scenes of a split, eight about each.
 
     Parameters
@@ -42,8 +42,10 @@ class Tabletop:
     """
 
     name = "tabletop"
+    title = "made-up scenes of coloured shapes; needs no files"
+    metric = "share of right answers, by type of question"
 
-    def __init__(self, split: str = "test", pictures: int = 2000, kinds: Sequence[str] = QUESTION_TYPES) -> None:
+    def __init__(self, split: str = "test", pictures: int = 60, kinds: Sequence[str] = KINDS) -> None:
         if split not in SPLITS:
             raise AdaptPruneError(f"unknown split {split!r}.{did_you_mean(split, SPLITS)}")
         if pictures < 1:

@@ -1,0 +1,85 @@
+"""The answers of one column in a file, a line per question, that a killed run continues from.
+
+Whole batches are added; what a kill left of the next one is cut off when the file is opened again. Lines are
+``{"id", "answer", "score", "kept"}``; for a question that could not be asked they have ``"error"``, too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from adaptprune.errors import AdaptPruneError
+
+FIELDS = {"id", "answer", "score", "kept"}
+
+
+def read(path: Path) -> Iterator[dict[str, Any]]:
+    """Lines of a file, up to the first that is not whole."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for raw in file:
+            line = _parse(raw)
+            if line is None:
+                return
+            yield line
+
+
+def _parse(raw: bytes) -> dict[str, Any] | None:
+    try:
+        line = json.loads(raw) if raw.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return line if isinstance(line, dict) and set(line) >= FIELDS else None
+
+
+class Answers:
+    """Appends whole batches to a file.
+
+    Parameters
+    ----------
+    path : Path
+    total : int
+        How many lines the file has in the end.
+    batch_size : int
+    """
+
+    def __init__(self, path: Path, total: int, batch_size: int) -> None:
+        self.path = path
+        self.done, size = self._whole(total, batch_size)
+        if path.exists():
+            with path.open("rb+") as file:
+                file.truncate(size)
+        self._before = read(path)
+        self._checked = 0
+
+    def _whole(self, total: int, batch_size: int) -> tuple[int, int]:
+        """Lines and bytes of the batches that are there; lines beyond `total` are none of ours."""
+        count = size = done = kept = 0
+        if self.path.exists():
+            with self.path.open("rb") as file:
+                for raw in file:
+                    if count == total or _parse(raw) is None:
+                        break
+                    count, size = count + 1, size + len(raw)
+                    if count % batch_size == 0 or count == total:
+                        done, kept = count, size
+        return done, kept
+
+    def check(self, ids: Sequence[str]) -> bool:
+        """Whether this batch is there already; an error if what is there are answers to other questions."""
+        if self._checked + len(ids) > self.done:
+            return False
+        found = [line["id"] for _, line in zip(ids, self._before, strict=False)]
+        if found != list(ids):
+            raise AdaptPruneError(f"{str(self.path)!r} has answers to other questions: use another --out folder.")
+        self._checked += len(ids)
+        return True
+
+    def add(self, lines: Sequence[dict[str, Any]]) -> None:
+        """One batch, in one write."""
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))

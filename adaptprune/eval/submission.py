@@ -1,0 +1,96 @@
+"""Writers of the files that servers and other evaluation scripts take, in the exact form of LLaVA's convert scripts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.eval.task import Item
+
+Entry = Callable[[Item, str], Any]
+
+
+class _Text:
+    """A file that is written while answers come in and gets its name when it is whole."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._part = path, path.with_name(path.name + ".part")
+        self._file = self._part.open("w", encoding="utf-8")
+        self._count = 0
+
+    def close(self) -> None:
+        self._file.close()
+        self._part.replace(self._path)
+
+
+class JsonList(_Text):
+    """One JSON list with an entry per question, as `json.dump` writes it."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        super().__init__(path)
+        self._entry = entry
+
+    def add(self, item: Item, answer: str) -> None:
+        self._file.write(("[" if self._count == 0 else ", ") + json.dumps(self._entry(item, answer)))
+        self._count += 1
+
+    def close(self) -> None:
+        self._file.write("]" if self._count else "[]")
+        super().close()
+
+
+class JsonLines(_Text):
+    """One JSON object per line and question."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        super().__init__(path)
+        self._entry = entry
+
+    def add(self, item: Item, answer: str) -> None:
+        self._file.write(json.dumps(self._entry(item, answer)) + "\n")
+
+
+class JsonObject(_Text):
+    """One JSON object with a member per question, two spaces of indent; `entry` gives its name and value."""
+
+    def __init__(self, path: Path, entry: Entry) -> None:
+        super().__init__(path)
+        self._entry = entry
+
+    def add(self, item: Item, answer: str) -> None:
+        name, value = self._entry(item, answer)
+        self._file.write(("{\n  " if self._count == 0 else ",\n  ") + f"{json.dumps(name)}: {json.dumps(value)}")
+        self._count += 1
+
+    def close(self) -> None:
+        self._file.write("\n}" if self._count else "{}")
+        super().close()
+
+
+class Sheet:
+    """An xlsx file with one sheet, "Sheet1", a header and a row per question."""
+
+    def __init__(self, path: Path, header: list[str], entry: Entry) -> None:
+        try:
+            from openpyxl import Workbook
+        except ImportError:
+            raise AdaptPruneError(
+                "the xlsx file for the server needs openpyxl: pip install 'adaptprune[eval]'."
+            ) from None
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._path, self._entry = path, entry
+        self._book = Workbook(write_only=True)
+        self._sheet = self._book.create_sheet("Sheet1")
+        self._sheet.append(header)
+
+    def add(self, item: Item, answer: str) -> None:
+        self._sheet.append(self._entry(item, answer))
+
+    def close(self) -> None:
+        part = self._path.with_name(self._path.name + ".part")
+        self._book.save(part)
+        part.replace(self._path)
