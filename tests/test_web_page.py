@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import adaptprune
 from adaptprune.serve.engine import Engine
@@ -19,8 +20,6 @@ from adaptprune.web.log import FILE
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium is installed (Debian: apt-get install chromium)", allow_module_level=True)
-
-from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 EXAMPLES = Path(adaptprune.__file__).parent / "assets" / "examples"
 #: Set to a folder to have pictures of the page written into it (docs/images holds some).
@@ -50,8 +49,14 @@ def url(folder) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
-        # a container's root may not make the sandbox; the page is our own
-        one = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+        # a container's root may not make the sandbox; the page is our own. The webcam is Chromium's test picture.
+        arguments = [
+            "--no-sandbox",
+            "--disable-gpu",
+            "--use-fake-device-for-media-stream",
+            "--use-fake-ui-for-media-stream",
+        ]
+        one = playwright.chromium.launch(executable_path=CHROMIUM, args=arguments)
         yield one
         one.close()
 
@@ -240,3 +245,11 @@ def test_paste_an_image(visit):
     expect(tab.locator("#question img")).to_have_count(1)
     ask(tab, "What colour is the triangle?")
     expect(answers(tab).last).to_have_text("orange")
+
+
+def test_webcam(visit):
+    tab = visit(permissions=["camera"])
+    tab.get_by_role("button", name="Webcam").click()
+    tab.get_by_text("Click to Access Webcam").click()
+    tab.get_by_role("button", name="capture photo").click()
+    expect(tab.locator("#question img")).to_have_count(1)  # it goes with the next question

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from adaptprune.cli.loading import loading_options
-from adaptprune.cli.serve import _engines, _named, needs_extra
+from adaptprune.cli.serve import make_engines, named_models, needs_extra
 from adaptprune.errors import AdaptPruneError
 
 
@@ -48,7 +48,7 @@ def command(
         client.models()  # a mistyped address is said here, not on the page
         source: Any = nullcontext(client)
     else:
-        source = serving(_engines(_named(model), "adaptprune", EngineLimits(), None, **loading))
+        source = serving(make_engines(named_models(model), "adaptprune", EngineLimits(), None, **loading))
     about = f"Answers come from {server}." if server else ""
     with (
         source as client,
