@@ -28,6 +28,7 @@ from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings as ServerSettings
 from adaptprune.serve.engine import Engine
 from adaptprune.serve.guard import Keys
+from tests.commands import run_here
 from tests.serving import live
 
 KEY = "a-key-for-tests"
@@ -345,10 +346,10 @@ def test_piped_questions(tmp_path):
     assert done.returncode == 2
 
 
-def test_json_lines_over_a_server(server):
-    text = "What colour is the triangle?\n/nonsense\n"
-    done = run("--server", server.url, "--image", "example:cloth", "--json", text=text,
-               env={**os.environ, "ADAPTPRUNE_API_KEY": KEY})  # fmt: skip
+def test_json_lines_over_a_server(server, monkeypatch, capsys):
+    monkeypatch.setenv("ADAPTPRUNE_API_KEY", KEY)
+    words = ("chat", "--server", server.url, "--image", "example:cloth", "--json")
+    done = run_here(monkeypatch, capsys, *words, text="What colour is the triangle?\n/nonsense\n")
     answer, error = map(json.loads, done.stdout.splitlines())
     assert (answer["text"], answer["visual_tokens_kept"]) == ("orange", 144)
     assert error["error"].startswith("there is no command /nonsense")
@@ -367,8 +368,8 @@ def test_json_lines_over_a_server(server):
         (["--server", "http://127.0.0.1:9", "--load-4bit"], "--load-4bit loads a model here"),
     ],
 )
-def test_wrong_options_end_in_one_line(arguments, message):
-    done = run(*arguments)
+def test_wrong_options_end_in_one_line(arguments, message, monkeypatch, capsys):
+    done = run_here(monkeypatch, capsys, "chat", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
@@ -413,10 +414,11 @@ def test_ctrl_c_stops_the_answer_and_not_the_program(checkpoint, picture, tmp_pa
         until("stopped")
         seen = ""
         os.write(main, b"/method none\n")
-        until("method none")
+        until(r"method none[^>]*> ")
+        time.sleep(0.3)  # until the line editor listens
         process.send_signal(signal.SIGINT)  # at the prompt: nothing but a hint
         until(r"/quit leaves\.\s+> ")
-        time.sleep(0.3)  # until the line editor listens again
+        time.sleep(0.3)
         os.write(main, b"\x04")
         assert process.wait(30) == 0
     finally:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
 import signal
@@ -22,6 +21,7 @@ from typer.main import get_command
 from adaptprune.cli.app import add_commands, app
 from adaptprune.client import Client, Request, data_url, message
 from adaptprune.images import open_image
+from tests.commands import run_here
 from tests.review.fake_judge import FakeJudge
 
 PAGE = (Path(__file__).parents[1] / "docs" / "coming-from-llava.md").read_text(encoding="utf-8")
@@ -61,11 +61,17 @@ def pocket(words: list[str]) -> list[str]:
     return found
 
 
-def run(words: list[str], text: str = "", **options) -> subprocess.CompletedProcess:
-    done = subprocess.run([sys.executable, "-m", "adaptprune", *words], input=text, capture_output=True, text=True,
-                          timeout=240, check=False, **options)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return done
+@pytest.fixture
+def run(monkeypatch, capsys, tmp_path):
+    """Runs a command in an empty folder; what it printed."""
+    monkeypatch.chdir(tmp_path)
+
+    def command(words: list[str], text: str = "") -> str:
+        done = run_here(monkeypatch, capsys, *words, text=text)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    return command
 
 
 @contextmanager
@@ -154,9 +160,9 @@ def test_every_command_has_a_test_that_runs_it_or_a_reason():
         assert name in PAGE
 
 
-def test_one_question(tmp_path):
+def test_one_question(run):
     ((*words,),) = chosen("adaptprune run")
-    assert "kept 57 of 576" in run(words, cwd=tmp_path).stdout.replace("\n", " ")
+    assert "kept 57 of 576" in run(words)
 
 
 def test_the_python_code_runs(capsys):
@@ -168,11 +174,10 @@ def test_the_python_code_runs(capsys):
     assert "kept 57 of 576 visual tokens" in capsys.readouterr().out
 
 
-def test_chat_in_four_bit():
+def test_chat_in_four_bit(run):
     ((*words,),) = chosen("adaptprune chat")
     assert "--load-4bit" in words
-    done = run([*words, "--keep-ratio", "0.25"], "What colour is the triangle?\n/quit\n")
-    assert done.stdout == "orange\n"
+    assert run([*words, "--keep-ratio", "0.25"], "What colour is the triangle?\n/quit\n") == "orange\n"
 
 
 @pytest.mark.parametrize("words", chosen("adaptprune serve", "--load-"), ids=lambda words: words[3])
@@ -208,7 +213,7 @@ def test_the_demo_in_several_processes(tmp_path):
         assert urlopen(url, timeout=30).status == 200
 
 
-def test_answers_reviews_and_their_summary(tmp_path, monkeypatch):
+def test_answers_reviews_and_their_summary(run, tmp_path, monkeypatch):
     """The three steps one after the other, over files in LLaVA's layout."""
     (evaluate,) = chosen("eval custom")
     *_, review, summarize = chosen("adaptprune review")
@@ -224,11 +229,12 @@ def test_answers_reviews_and_their_summary(tmp_path, monkeypatch):
     }
     for name, content in files.items():
         (tmp_path / name).write_text(json.dumps(content) + "\n")
-    run(evaluate, cwd=tmp_path)
+    run(evaluate)
     ours = json.loads((tmp_path / "answer-file-our.jsonl").read_text())
     assert (ours["question_id"], ours["text"]) == (0, "orange")
     with FakeJudge(JUDGE) as judge:
         words = put(review, "--judge-url", judge.url)
-        run(words, cwd=tmp_path, env={**os.environ, "OPENAI_API_KEY": "sk-tests"})
+        monkeypatch.setenv("OPENAI_API_KEY", "sk-tests")
+        run(words)
         assert "orange" in json.dumps(judge.seen[0][2])
-    assert "75" in run(summarize, cwd=tmp_path).stdout  # 6 of 8
+    assert "75" in run(summarize)  # 6 of 8

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from adaptprune.web import views
 from adaptprune.web.launch import serving
 from adaptprune.web.log import FILE, ConversationLog
 from adaptprune.web.talk import Controls, Conversation, Desk
+from tests.commands import run_here
 
 CLOTH = str(Path(adaptprune.__file__).parent / "assets" / "examples" / "cloth.png")
 HERE = Controls("pocket", "adaptprune", 0.1)
@@ -263,14 +262,8 @@ def test_the_engine_in_this_process(tmp_path):
         (["--server", "http://127.0.0.1:9", "--model", "x"], "leave out --model"),
     ],
 )
-def test_wrong_options_end_in_one_line(arguments, message):
-    done = subprocess.run(
-        [sys.executable, "-m", "adaptprune", "web", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+def test_wrong_options_end_in_one_line(arguments, message, monkeypatch, capsys):
+    done = run_here(monkeypatch, capsys, "web", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert message in done.stderr

@@ -35,45 +35,70 @@ class Terminal:
         self._session, self._history, self._json = session, history, as_json
         self._typed = sys.stdin.isatty()
         self._failed = False
-        self._stop = False
+        self._reading = self._answering = self._stop = False
 
     def run(self) -> int:
         """Until the end of input or /quit; 2 if a piped line could not be carried out."""
-        with _line_editing(self._history) if self._typed else _nothing():
-            while True:
-                try:
-                    line = input(PROMPT if self._typed else "")
-                except EOFError:
-                    if self._typed:
-                        print()
-                    break
-                except KeyboardInterrupt:
-                    print("\nCtrl-D or /quit leaves.", file=sys.stderr)
-                    continue
-                except UnicodeDecodeError:
-                    self._error("the input is not valid text: write it in UTF-8.")
-                    break
-                try:
-                    self._enter(line)
-                except Quit:
-                    break
-        return 2 if self._failed and not self._typed else 0
+        if not self._typed:  # Ctrl-C ends the program, as it does any other in a pipe
+            self._loop()
+            return 2 if self._failed else 0
+        before = signal.signal(signal.SIGINT, self._pressed)
+        try:
+            with _line_editing(self._history):
+                self._loop()
+        finally:
+            signal.signal(signal.SIGINT, before)
+        return 0
+
+    def _loop(self) -> None:
+        while True:
+            try:
+                self._reading = True
+                line = input(PROMPT if self._typed else "")
+            except EOFError:
+                if self._typed:
+                    print()
+                return
+            except KeyboardInterrupt:
+                if not self._typed:
+                    raise
+                print("\nCtrl-D or /quit leaves.", file=sys.stderr)
+                continue
+            except UnicodeDecodeError:
+                self._error("the input is not valid text: write it in UTF-8.")
+                return
+            finally:
+                self._reading = False
+            try:
+                self._enter(line)
+            except Quit:
+                return
 
     def _enter(self, line: str) -> None:
-        with self._interruptible():
-            try:
-                reply = self._session.enter(line, self._write, lambda: self._stop)
-            except AdaptPruneError as error:
-                self._error(str(error))
-                return
-            except OSError as error:
-                self._error(str(error))
-                return
-            except KeyboardInterrupt:  # pressed twice: the answer is given up with what it has so far
-                print("\nstopped; the question is not part of the conversation", file=sys.stderr)
-                return
+        self._stop, self._answering = False, True
+        try:
+            reply = self._session.enter(line, self._write, lambda: self._stop)
+        except (AdaptPruneError, OSError) as error:
+            self._error(str(error))
+            return
+        except KeyboardInterrupt:  # pressed twice: the answer is given up with what it has so far
+            if not self._typed:
+                raise
+            print("\nstopped; the question is not part of the conversation", file=sys.stderr)
+            return
+        finally:
+            self._answering = False
         if reply is not None:
             self._show(line, reply)
+
+    def _pressed(self, *_: Any) -> None:
+        """Ctrl-C stops the answer between two tokens; pressed again, at once. It never ends the program.
+
+        An answer over a kept cache must not be torn out of a layer, or the cache could not be used again.
+        """
+        if self._reading or (self._answering and (self._stop or not self._session.backend.keeps_cache)):
+            raise KeyboardInterrupt
+        self._stop = True
 
     def _write(self, text: str) -> None:
         if not self._json:
@@ -94,30 +119,6 @@ class Terminal:
             print(json.dumps({"error": message}, ensure_ascii=False), flush=True)
         else:
             print(f"error: {message}", file=sys.stderr, flush=True)
-
-    @contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C stops the answer between two tokens; pressed again, at once.
-
-        An answer over a kept cache must not be torn out of a layer, or the cache could not be used again.
-        """
-        self._stop = False
-
-        def pressed(*_: Any) -> None:
-            if self._stop or not self._session.backend.keeps_cache:
-                raise KeyboardInterrupt
-            self._stop = True
-
-        before = signal.signal(signal.SIGINT, pressed)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-
-
-@contextmanager
-def _nothing() -> Iterator[None]:
-    yield
 
 
 @contextmanager
