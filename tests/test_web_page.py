@@ -152,6 +152,9 @@ def test_compare(visit, folder):
     tab = visit(color_scheme="dark")
     assert is_dark(tab)
     tab.get_by_role("tab", name="Compare").click()
+    expect(tab.get_by_label("Right: Model")).to_have_value("endless")  # another model, if there is one
+    tab.get_by_label("Right: Model").click()
+    tab.get_by_role("option", name="pocket").click()
     add(tab, "#compare-question", "slate")
     ask(tab, "What shape is the pink object?", "#compare-question")
     for side, kept in (("left", 57), ("right", 576)):

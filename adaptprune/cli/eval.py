@@ -33,7 +33,7 @@ def command(
     question_file: Path = typer.Option(None, help="custom: questions in LLaVA's jsonl."),
     image_folder: Path = typer.Option(None, help="custom: folder of their pictures."),
     answers_file: str = typer.Option(None, help="Also write answers in LLaVA's fields here; {column} for several."),
-    pictures: int = typer.Option(None, help="tabletop: how many pictures, up to eight questions each. Default: 60."),
+    pictures: int = typer.Option(None, help="tabletop: how many pictures, up to eight questions each. Default: 40."),
     kind: list[str] = typer.Option([], help="tabletop: question types. Default: all."),
     batch_size: int = typer.Option(16, help="Questions answered at once."),
     max_new_tokens: int = typer.Option(None, help="Longest answer. Default: as LLaVA-1.5's script for the task."),
