@@ -45,7 +45,7 @@ class Tabletop(Task):
     title = "made-up scenes of coloured shapes; needs no files"
     metric = "share of right answers, by type of question"
 
-    def __init__(self, split: str = "test", pictures: int = 60, kinds: Sequence[str] = KINDS) -> None:
+    def __init__(self, split: str = "test", pictures: int = 40, kinds: Sequence[str] = KINDS) -> None:
         if split not in SPLITS:
             raise AdaptPruneError(f"unknown split {split!r}.{did_you_mean(split, SPLITS)}")
         if pictures < 1:
