@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import adaptprune
+from adaptprune.methods import make_pruner
 from adaptprune.serve.engine import Engine
 from adaptprune.serve.limits import EngineLimits
 from adaptprune.web.launch import page, serving
@@ -39,7 +40,7 @@ def url(folder) -> Iterator[str]:
     endless = adaptprune.load()
     endless[0].generation_config.eos_token_id = None
     engines = {
-        "pocket": Engine("pocket", *adaptprune.load()),
+        "pocket": Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune")),
         "endless": Engine("endless", *endless, limits=EngineLimits(max_tokens=2048)),
     }
     with serving(engines) as client, page(client, folder, port=0, hosts=("127.0.0.1", "localhost")) as address:
