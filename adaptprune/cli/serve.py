@@ -65,8 +65,9 @@ def command(
     check_hosts(allow_image_hosts)
     hosts = check_access(host, api_key, allow_anonymous)
     registration = _registration(register, advertise, gateway_key, host, api_key)
-    engines = _engines(
-        _named(model), method, EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout), threads,
+    limits = EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout)
+    engines = make_engines(
+        named_models(model), method, limits, threads,
         **loading,
     )  # fmt: skip
     from adaptprune.serve.app import Settings, create_app
@@ -98,7 +99,7 @@ def needs_extra(extra: str, *modules: str) -> None:
         )
 
 
-def _named(models: list[str]) -> dict[str, str]:
+def named_models(models: list[str]) -> dict[str, str]:
     """NAME=SOURCE, or SOURCE under its own name."""
     found: dict[str, str] = {}
     for entry in models or ["pocket"]:
@@ -132,7 +133,9 @@ def _registration(gateway: str | None, advertise: str | None, key: str | None, h
     return Registration(gateway, advertise=advertise, worker_key=keys[0] if keys else None, gateway_key=key)
 
 
-def _engines(sources: dict[str, str], method: str, limits: Any, threads: int | None, **options: Any) -> dict[str, Any]:
+def make_engines(
+    sources: dict[str, str], method: str, limits: Any, threads: int | None, **options: Any
+) -> dict[str, Any]:
     """Load every model. `options` are those of `adaptprune.load`."""
     from adaptprune.methods import make_pruner
     from adaptprune.models import load

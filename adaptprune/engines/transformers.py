@@ -49,7 +49,7 @@ class Answer:
     inputs: dict[str, Tensor]
 
 
-class _Stream(TextStreamer):
+class Stream(TextStreamer):
     """Passes text on as it is finished, and notes when tokens arrive."""
 
     def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
@@ -138,12 +138,12 @@ class TransformersEngine:
         AdaptPruneError
             The prompt and answer do not fit the model's context, or the pruner cannot work on this model.
         """
-        sampling = _sampling(max_new_tokens, temperature, seed)
+        sampling = sampling_options(max_new_tokens, temperature, seed)
         inputs = self.inputs(images, prompt)
         self._check_context(inputs["input_ids"], max_new_tokens)
         if seed is not None:
             torch.manual_seed(seed)
-        stream = _Stream(self.processor.tokenizer, on_text)
+        stream = Stream(self.processor.tokenizer, on_text)
         with prune(self.model, pruner) if pruner is not None else nullcontext() as report:
             start = time.perf_counter()
             output = self.model.generate(**inputs, streamer=stream, **sampling)
@@ -163,7 +163,7 @@ class TransformersEngine:
             )
 
 
-def _sampling(max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
+def sampling_options(max_new_tokens: int, temperature: float, seed: int | None) -> dict[str, Any]:
     """Options of generate(), checked."""
     whole("max_new_tokens", max_new_tokens, 1, 2**31)
     if seed is not None:

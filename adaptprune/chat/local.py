@@ -1,0 +1,231 @@
+"""Answers with a model in this process. What was read for earlier questions stays in the KV cache, not read again.
+
+The conversation is written out anew for every question and compared with the tokens that the cache holds; reading goes
+on where they part. So it does not matter whether the chat template repeats an answer token by token.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+
+from adaptprune.chat.backend import Reply, Said, Settings
+from adaptprune.engines.transformers import Stream, sampling_options
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families import family_of
+from adaptprune.hooks import PruneHandle, prune
+from adaptprune.methods import make_pruner
+from adaptprune.pruner import Pruner
+from adaptprune.serve.errors import ServeError
+from adaptprune.serve.prompts import Prompter, Turn
+from adaptprune.viz import overlay, pictures_seen
+
+
+class LocalBackend:
+    """A model, its processor and the cache of one conversation.
+
+    Parameters
+    ----------
+    model, processor
+        As `adaptprune.load` gives them. Nothing else may use the model meanwhile.
+    """
+
+    keeps_cache = True
+
+    def __init__(self, model: Any, processor: Any) -> None:
+        self.model, self.processor = model, processor
+        self.name = str(model.config.name_or_path)
+        self._family = family_of(model.config)
+        self._prompter = Prompter(processor)
+        self._handle: PruneHandle | None = None
+        self._pruned_as: tuple[str | None, bool] | None = None
+        self.reset()
+
+    def check(self, settings: Settings) -> None:
+        settings.check()
+        pruner = _pruner(settings)
+        if pruner is None:
+            return
+        if self._pruned_as != (pruner.spec(), settings.reselect):
+            self._prune(pruner, settings.reselect)
+
+    def reset(self) -> None:
+        self._cache: Any = DynamicCache(config=self.model.config.get_text_config())
+        self._held: list[int] = []  # token ids in the cache
+        self._images: list[Image.Image] = []  # that were read into it
+        self._visual_end = 0  # the place behind their last token
+
+    def close(self) -> None:
+        self._unprune()
+        self.reset()
+
+    @torch.inference_mode()
+    def ask(
+        self,
+        said: Sequence[Said],
+        settings: Settings,
+        on_text: Callable[[str], None],
+        stopping: Callable[[], bool],
+    ) -> Reply:
+        self._prepare(settings)
+        images = [image for each in said for image in each.images]
+        full = self._inputs([Turn(each.role, [*each.images, each.text]) for each in said])
+        ids = full["input_ids"]
+        common = self._keep_common(ids[0].tolist(), images)
+        fresh = images[len(self._images) :]
+        options = sampling_options(self._room(ids.shape[1], settings), settings.temperature, settings.seed)
+        if settings.top_p is not None and options["do_sample"]:
+            options["top_p"] = settings.top_p
+        if settings.seed is not None:
+            torch.manual_seed(settings.seed)
+        stream = Stream(self.processor.tokenizer, on_text)
+        start = time.perf_counter()
+        try:
+            output = self.model.generate(
+                **self._continued(full, fresh, common),
+                past_key_values=self._cache,
+                streamer=stream,
+                stopping_criteria=StoppingCriteriaList([_Stop(stopping)]),
+                **options,
+            )
+        except BaseException:
+            self.reset()  # some layers may have read what others have not
+            raise
+        end = time.perf_counter()
+        self._held = output[0, : self._cache.get_seq_length()].tolist()
+        self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
+        new = output[0, ids.shape[1] :]
+        reply = Reply(
+            self.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
+            ids.shape[1],
+            ids.shape[1] - common,
+            len(new),
+            1000 * (stream.arrivals[0] - start),
+            1000 * (end - start),
+            stopped=stopping(),
+        )
+        self._tell_pruning(reply, full, images if settings.reselect else fresh)
+        return reply
+
+    def _tell_pruning(self, reply: Reply, full: dict[str, Tensor], images: list[Image.Image]) -> None:
+        """Add what was kept for this question; nothing if no visual token was up for choice."""
+        report = self._handle.report if self._handle is not None else None
+        if report is None or not report.samples or not report.num_visual:
+            return
+        sample = report.samples[0]
+        reply.method, reply.visual_tokens, reply.visual_tokens_kept = report.method, report.num_visual, report.num_kept
+        reply.overlay = overlay(images, sample, pictures_seen(self.model.config, self.processor, full))
+
+    # -- pruning ------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, settings: Settings) -> None:
+        """Put the right hooks on the model; a cache that was pruned otherwise is given up."""
+        self.check(settings)
+        if settings.method == "none" and self._handle is not None:
+            self._unprune()
+            self.reset()
+
+    def _prune(self, pruner: Pruner, reselect: bool) -> None:
+        before = self._handle
+        self._unprune()
+        try:
+            # where a token sees later ones, choosing anew has to read anew: `_keep_common` does
+            self._handle = prune(self.model, pruner, reselect=reselect and self._family.causal)
+        except AdaptPruneError:
+            if before is not None:
+                self._handle = prune(self.model, before.pruner, reselect=bool(self._pruned_as and self._pruned_as[1]))
+            raise
+        self._pruned_as = (pruner.spec(), reselect)
+        self.reset()
+
+    def _unprune(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        self._handle = None
+
+    # -- the conversation and the cache -------------------------------------------------------------------------------
+
+    def _inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
+        try:
+            inputs = self._prompter.inputs(turns)
+        except ServeError as error:
+            raise AdaptPruneError(error.message) from None
+        return {
+            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+
+    def _keep_common(self, ids: list[int], images: list[Image.Image]) -> int:
+        """Cut the cache down to what it has in common with a prompt; how many tokens that are."""
+        known = len(self._images)
+        same = known <= len(images) and all(a is b for a, b in zip(self._images, images[:known], strict=True))
+        if not same or (not self._family.causal and (len(images) > known or self._handle is not None)):
+            self.reset()
+        common = 0
+        for one, other in zip(self._held, ids[:-1], strict=False):  # the last token has to be read, to be answered
+            if one != other:
+                break
+            common += 1
+        if common == len(self._held):
+            return common
+        try:
+            if self._visual_end > common:
+                raise ValueError("images would be cut")
+            self._cache.crop(common - len(self._held))
+        except (ValueError, RuntimeError):  # RuntimeError: a sliding window has moved on
+            self.reset()
+            return 0
+        self._held = self._held[:common]
+        return common
+
+    def _end_of_images(self, ids: list[int]) -> int:
+        """The place behind the last visual token of a prompt (a model may write such tokens in its answer, too)."""
+        token = self.model.config.image_token_id
+        return next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] == token), 0)
+
+    def _continued(self, full: dict[str, Tensor], fresh: list[Image.Image], common: int) -> dict[str, Tensor]:
+        """Arguments of generate(): all tokens, and only the pictures that the cache has not read."""
+        if not common:
+            return full
+        length = full["input_ids"].shape[1]
+        positions = self.model._prepare_position_ids_for_generation(full["input_ids"], dict(full))
+        inputs = {name: value for name, value in full.items() if value.shape[:2] == (1, length)}
+        inputs["position_ids"] = positions
+        if fresh:
+            pictures = self._inputs([Turn("user", fresh)])
+            shape = pictures["input_ids"].shape
+            inputs.update({name: value for name, value in pictures.items() if value.shape[:2] != shape})
+        return inputs
+
+    def _room(self, length: int, settings: Settings) -> int:
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is None:
+            return settings.max_new_tokens
+        if length >= limit:
+            raise AdaptPruneError(
+                f"the conversation has {length} tokens (images included), which fills the model's context of {limit}: "
+                "begin a new one with /reset."
+            )
+        return min(settings.max_new_tokens, limit - length)
+
+
+class _Stop(StoppingCriteria):
+    """Ends the answer between two tokens, so that the cache stays whole."""
+
+    def __init__(self, stopping: Callable[[], bool]) -> None:
+        self._stopping = stopping
+
+    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Any:
+        return torch.full((input_ids.shape[0],), self._stopping(), dtype=torch.bool, device=input_ids.device)
+
+
+def _pruner(settings: Settings) -> Pruner | None:
+    if settings.method == "none":
+        return None
+    return make_pruner(settings.method or "adaptprune", keep_ratio=settings.keep_ratio)

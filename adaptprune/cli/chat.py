@@ -1,0 +1,75 @@
+"""`adaptprune chat`"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from adaptprune.cli.loading import OPTIONS, loading_options
+from adaptprune.cli.quiet import progress_bars
+from adaptprune.errors import AdaptPruneError
+
+
+@loading_options
+def command(
+    image: list[str] = typer.Option([], "--image", "-i", help="Images for the first question: paths or addresses."),
+    loading: Any = None,
+    server: str = typer.Option(None, help="Ask an OpenAI-compatible server at this address; --model is one of its."),
+    api_key: str = typer.Option(None, envvar="ADAPTPRUNE_API_KEY", help="The server's API key."),
+    method: str = typer.Option(None, help="Method or spec; none runs unpruned. Default: adaptprune, or the server's."),
+    keep_ratio: float = typer.Option(None, help="Fraction of visual tokens kept, above 0 and at most 1."),
+    reselect: bool = typer.Option(True, help="Choose anew among all visual tokens at every question."),
+    max_new_tokens: int = typer.Option(512, help="Length limit of an answer."),
+    temperature: float = typer.Option(0.0, help="0 is greedy."),
+    top_p: float = typer.Option(None, help="With a temperature: choose among the most likely tokens of this mass."),
+    seed: int = typer.Option(None, help="Seed for sampling."),
+    as_json: bool = typer.Option(False, "--json", help="One JSON object per answer and line."),
+) -> None:
+    """Talk about images in the terminal, with a model here or on a server; /help lists its commands."""
+    from adaptprune.chat.backend import Settings
+    from adaptprune.chat.session import Session
+    from adaptprune.chat.terminal import Terminal
+    from adaptprune.images import open_image
+
+    if server is None and method is None:
+        method = "adaptprune"
+    if method == "none" and keep_ratio is not None:
+        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio.")
+    settings = Settings(method, keep_ratio, reselect, max_new_tokens, temperature, top_p, seed)
+    settings.check()
+    for source in image:  # before anything slow
+        open_image(source)
+    backend = _backend(server, api_key, loading, as_json)
+    try:
+        session = Session(backend, settings, lambda text: print(text, file=sys.stderr))
+        session.show(*image)
+        if sys.stdin.isatty() and not as_json:
+            print(f"{backend.name}. /help lists commands, /image PATH shows a picture.", file=sys.stderr)
+        code = Terminal(session, Path(typer.get_app_dir("adaptprune")) / "chat-history", as_json).run()
+    finally:
+        backend.close()
+    if code:
+        raise typer.Exit(code)
+
+
+command.__name__ = "chat"
+
+
+def _backend(server: str | None, key: str | None, loading: dict[str, Any], as_json: bool) -> Any:
+    if server is None:
+        from adaptprune.chat.local import LocalBackend
+        from adaptprune.models import load
+
+        progress_bars(not as_json)
+        return LocalBackend(*load(**loading))
+    from adaptprune.chat.backend import ServerBackend
+    from adaptprune.client import Client
+
+    model = loading.pop("name_or_path")
+    for name, (argument, _, _) in OPTIONS.items():
+        if loading.get(argument):
+            raise AdaptPruneError(f"--{name.replace('_', '-')} loads a model here: leave it out with --server.")
+    return ServerBackend(Client(server, key), model)

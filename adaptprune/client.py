@@ -1,0 +1,268 @@
+"""A client of OpenAI-compatible servers, ours or others: models, streamed answers, what an answer cost, plain errors.
+
+The official client does the talking; here is what it lacks: pruning, and errors in one line that say what to do.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import urlsplit
+
+from PIL import Image
+
+from adaptprune.errors import AdaptPruneError
+
+#: An image is sent without loss up to this many bytes, and as JPEG beyond.
+LOSSLESS_BYTES = 5 * 2**20
+#: Seconds without a word from the server.
+TIMEOUT = 600.0
+
+
+class ClientError(AdaptPruneError):
+    """A server that cannot be reached, or that refused or failed; the message says which and why.
+
+    Attributes
+    ----------
+    code : str or None
+        The server's name for the failure ("queue_full").
+    """
+
+    def __init__(self, message: str, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model on a server.
+
+    Attributes
+    ----------
+    methods : tuple of str or None
+        Selection rules that it can be pruned with; None if the server does not say (gateways, other engines).
+    default : str or None
+        The spec of its default pruning, or "none".
+    """
+
+    name: str
+    methods: tuple[str, ...] | None = None
+    default: str | None = None
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What an answer cost, as the server reports it; None for what it does not report. Times in milliseconds.
+
+    Attributes
+    ----------
+    overlay : PIL image or None
+        The picture with dropped patches dimmed.
+    """
+
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    method: str | None = None
+    visual_tokens: int | None = None
+    visual_tokens_kept: int | None = None
+    first_token_ms: float | None = None
+    total_ms: float | None = None
+    finish: str | None = None
+    overlay: Image.Image | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers, for JSON."""
+        return {name: value for name, value in vars(self).items() if name != "overlay"}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a model.
+
+    Attributes
+    ----------
+    messages : sequence of dict
+        As the OpenAI API has them; see `user_message`.
+    pruning : mapping or None
+        "method" and its options; None leaves it to the server.
+    want_overlay : bool
+        Ask for the picture of what was kept. Only our servers know of it.
+    """
+
+    model: str
+    messages: Sequence[dict[str, Any]]
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    pruning: Mapping[str, Any] | None = None
+    want_overlay: bool = False
+    stop: Sequence[str] = field(default_factory=tuple)
+
+    def arguments(self) -> dict[str, Any]:
+        """Those of the official client."""
+        pruning = {**(self.pruning or {}), **({"return_overlay": True} if self.want_overlay else {})}
+        given = {
+            "max_tokens": self.max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "seed": self.seed,
+            "stop": list(self.stop) or None,
+            "extra_body": {"pruning": pruning} if pruning else None,
+        }
+        return {
+            "model": self.model,
+            "messages": list(self.messages),
+            **{name: value for name, value in given.items() if value is not None},
+        }
+
+
+class Client:
+    """One server.
+
+    Parameters
+    ----------
+    url : str
+        With or without the /v1 at its end.
+    key : str, optional
+        The server's API key.
+
+    Raises
+    ------
+    AdaptPruneError
+        No http(s) address, or the openai package is missing.
+    """
+
+    def __init__(self, url: str, key: str | None = None, timeout: float = TIMEOUT) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise AdaptPruneError(f"server {url!r} is not allowed: write an address such as http://127.0.0.1:8000.")
+        try:
+            import openai
+        except ImportError:
+            raise AdaptPruneError("asking a server needs the openai package: pip install 'adaptprune[chat]'.") from None
+        self.url = url.rstrip("/").removesuffix("/v1")
+        # one retry: a gateway may have sent the request to a worker that was just leaving
+        self._client = openai.OpenAI(
+            base_url=f"{self.url}/v1", api_key=key or "none", max_retries=1, timeout=openai.Timeout(timeout, connect=10)
+        )
+
+    def models(self) -> list[ServedModel]:
+        """The models of the server.
+
+        Raises
+        ------
+        ClientError
+        """
+        import openai
+
+        try:
+            found = self._client.models.list().data
+        except openai.OpenAIError as error:
+            raise self._explain(error) from None
+        models = []
+        for model in found:
+            pruning = (model.model_extra or {}).get("pruning")
+            if isinstance(pruning, dict):
+                models.append(ServedModel(model.id, tuple(pruning.get("methods") or ()), pruning.get("default")))
+            else:
+                models.append(ServedModel(model.id))
+        if not models:
+            raise ClientError(f"the server at {self.url} serves no model.")
+        return models
+
+    def stream(self, request: Request) -> Iterator[str | Cost]:
+        """Pieces of the answer, then what it cost. Closing the iterator gives the request up.
+
+        Raises
+        ------
+        ClientError
+        """
+        import openai
+
+        cost: Any = None
+        finish = None
+        try:
+            with self._client.chat.completions.create(
+                **request.arguments(), stream=True, stream_options={"include_usage": True}
+            ) as chunks:
+                for chunk in chunks:
+                    cost = chunk.usage or cost
+                    for choice in chunk.choices:
+                        finish = choice.finish_reason or finish
+                        if choice.delta.content:
+                            yield choice.delta.content
+        except openai.OpenAIError as error:
+            raise self._explain(error) from None
+        if finish is None:
+            raise ClientError("the server ended the answer before it was complete: ask again.", "cut_off")
+        yield _cost(cost, finish)
+
+    def _explain(self, error: Exception) -> ClientError:
+        import openai
+
+        if isinstance(error, openai.APITimeoutError):
+            return ClientError(f"the server at {self.url} said nothing for too long: try again later.", "timeout")
+        if isinstance(error, openai.APIConnectionError):
+            why = error.__cause__ or error
+            return ClientError(
+                f"the server at {self.url} cannot be reached ({why}): is it running (adaptprune serve)?", "unreachable"
+            )
+        if isinstance(error, openai.APIStatusError):
+            body = error.body if isinstance(error.body, dict) else {}
+            message = str(body.get("message") or error.message or error.response.reason_phrase)
+            hint = ": give the right API key" if error.status_code == 401 and "key" not in message else ""
+            return ClientError(f"the server refused ({error.status_code}): {message}{hint}", body.get("code"))
+        body = error.body if isinstance(error, openai.APIError) and isinstance(error.body, dict) else {}
+        return ClientError(f"the server failed: {body.get('message') or error}", body.get("code"))
+
+
+def _cost(usage: Any, finish: str) -> Cost:
+    if usage is None:
+        return Cost(finish=finish)
+    more = usage.model_extra or {}
+    pruning: dict[str, Any] = more.get("pruning") or {}
+    timing: dict[str, Any] = more.get("timing") or {}
+    picture = pruning.get("overlay")
+    return Cost(
+        usage.prompt_tokens,
+        usage.completion_tokens,
+        pruning.get("method"),
+        pruning.get("visual_tokens"),
+        pruning.get("visual_tokens_kept"),
+        timing.get("first_token_ms"),
+        timing.get("total_ms"),
+        finish,
+        _picture(picture) if isinstance(picture, str) else None,
+    )
+
+
+def _picture(url: str) -> Image.Image | None:
+    match = re.fullmatch(r"data:image/png;base64,([A-Za-z0-9+/=]+)", url)
+    if match is None:
+        return None
+    picture = Image.open(io.BytesIO(base64.b64decode(match[1])), formats=("PNG",))
+    picture.load()
+    return picture
+
+
+def data_url(image: Image.Image) -> str:
+    """An image for a message: PNG, or JPEG if that would be large."""
+    kind, buffer = "png", io.BytesIO()
+    image.save(buffer, "PNG")
+    if buffer.tell() > LOSSLESS_BYTES:
+        kind, buffer = "jpeg", io.BytesIO()
+        image.convert("RGB").save(buffer, "JPEG", quality=95)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def message(role: str, text: str, urls: Sequence[str] = ()) -> dict[str, Any]:
+    """A message: images, then text."""
+    if not urls:
+        return {"role": role, "content": text}
+    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+    return {"role": role, "content": [*images, {"type": "text", "text": text}]}

@@ -1,0 +1,138 @@
+"""Starting the page, and with it a server in this process if no other one is named."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adaptprune.client import Client
+from adaptprune.errors import AdaptPruneError
+from adaptprune.web.log import ConversationLog
+from adaptprune.web.talk import Desk
+
+MAX_FILE_BYTES = 20 * 2**20  # as the server allows them
+
+
+@contextmanager
+def serving(engines: Mapping[str, Any]) -> Iterator[Client]:
+    """Serve engines to this process alone: loopback, a free port, a key that nobody else has.
+
+    Parameters
+    ----------
+    engines : mapping of str to Engine
+        Not started yet.
+    """
+    from adaptprune.serve.app import Settings, create_app
+    from adaptprune.serve.guard import Keys
+    from adaptprune.serve.server import Server
+
+    key = secrets.token_urlsafe(32)
+    for engine in engines.values():
+        engine.start()
+    server = Server(create_app(engines, Settings(Keys([key]))), port=0, drain=2, log_level="error")
+    thread = threading.Thread(target=asyncio.run, args=(server.serve(),), daemon=True, name="server")
+    thread.start()
+    try:
+        while not server.started:
+            if not thread.is_alive():
+                raise AdaptPruneError("the server inside the page did not start: another program may block loopback.")
+            time.sleep(0.01)
+        yield Client(server.url, key)
+    finally:
+        server.should_exit = True
+        thread.join(15)
+
+
+@contextmanager
+def page(
+    client: Client,
+    log_folder: Path | None,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 7860,
+    auth: tuple[str, str] | None = None,
+    hosts: tuple[str, ...] | None = None,
+    about: str = "",
+) -> Iterator[str]:
+    """Show the page; its address.
+
+    Parameters
+    ----------
+    log_folder : Path or None
+        None: no conversation log.
+    port : int
+        0 takes a free one.
+    auth : (str, str), optional
+        Name and password that visitors need.
+    hosts : tuple of str or None
+        Names that the page answers to; None: any.
+
+    Raises
+    ------
+    AdaptPruneError
+        The port is taken, or the log cannot be written.
+    """
+    from adaptprune.web.page import Page, css, theme
+
+    log = ConversationLog(log_folder)
+    blocks = Page(Desk(client, log), about).build()
+    blocks.queue(default_concurrency_limit=32, max_size=256)
+    try:
+        _, url, _ = blocks.launch(
+            server_name=host,
+            server_port=port or _free_port(host),
+            auth=auth,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            ssr_mode=False,
+            footer_links=[],
+            pwa=False,
+            mcp_server=False,
+            max_file_size=MAX_FILE_BYTES,
+            theme=theme(),
+            css=css(),
+            app_kwargs={"middleware": _middleware(hosts)},
+        )
+    except OSError as error:
+        raise AdaptPruneError(f"the page cannot listen on {host}:{port} ({error}): choose another --port.") from None
+    try:
+        yield url.rstrip("/")
+    finally:
+        blocks.close(verbose=False)
+        log.close()
+
+
+def _middleware(hosts: tuple[str, ...] | None) -> list[Any]:
+    """Answer to our own names only: a page elsewhere must not reach this one through a name that it points here."""
+    if hosts is None:
+        return []
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    return [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
+
+
+def _free_port(host: str) -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as one:
+        one.bind((host, 0))
+        return int(one.getsockname()[1])
+
+
+def wait(say: Callable[[str], None]) -> None:
+    """Until Ctrl-C or SIGTERM."""
+    import signal
+
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    ended.wait()
+    say("stopping")

@@ -1,0 +1,429 @@
+"""The chat: a conversation over its kept cache, its commands, its terminal, and the same over a server."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from PIL import Image
+
+import adaptprune
+from adaptprune.chat.backend import Said, ServerBackend, Settings
+from adaptprune.chat.local import LocalBackend
+from adaptprune.chat.session import Quit, Session
+from adaptprune.chat.terminal import completer
+from adaptprune.client import Client, ClientError
+from adaptprune.errors import AdaptPruneError
+from adaptprune.images import open_image
+from adaptprune.methods import make_pruner
+from adaptprune.serve.app import Settings as ServerSettings
+from adaptprune.serve.engine import Engine
+from adaptprune.serve.guard import Keys
+from tests.commands import run_here
+from tests.serving import live
+
+KEY = "a-key-for-tests"
+
+
+def never() -> bool:
+    return False
+
+
+def quiet(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def pocket():
+    return adaptprune.load()
+
+
+@pytest.fixture
+def local(pocket):
+    backend = LocalBackend(*pocket)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture
+def tiny(checkpoint):
+    """A model whose answers run to their full length and depend on every token."""
+    model, processor = adaptprune.load(checkpoint)
+    model.generation_config.eos_token_id = None
+    backend = LocalBackend(model, processor)
+    yield backend
+    backend.close()
+
+
+@pytest.fixture(scope="module")
+def server(pocket):
+    engine = Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune:keep_ratio=0.25"))
+    with live(engine, settings=ServerSettings(Keys([KEY]))) as running:
+        yield running
+
+
+def noise(seed: int) -> Image.Image:
+    from tests.serving import picture
+
+    return picture(seed)
+
+
+# -- over a kept cache ------------------------------------------------------------------------------------------------
+
+
+def test_a_second_question_does_not_read_the_first_turn_again(local):
+    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    first = local.ask(said, Settings(keep_ratio=0.1), quiet, never)
+    assert (first.text, first.read_tokens) == ("orange", first.prompt_tokens)
+    said += [Said("assistant", first.text), Said("user", "What shape is the pink object?")]
+    widths = []
+    hook = local.model.model.language_model.layers[0].register_forward_pre_hook(
+        lambda module, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
+        with_kwargs=True,
+    )
+    second = local.ask(said, Settings(keep_ratio=0.1), quiet, never)
+    hook.remove()
+    assert second.text == "heart"
+    assert second.prompt_tokens > 576
+    assert widths[0] == second.read_tokens < 20
+    assert set(widths[1:]) == {1}
+
+
+@pytest.mark.parametrize("method", ["adaptprune", "fastv:layer=1", "none"])
+@pytest.mark.parametrize("again", [False, True], ids=["text", "image"])
+def test_going_on_over_the_cache_answers_as_from_the_start(tiny, method, again):
+    settings = Settings(method, None if method == "none" else 0.3, max_new_tokens=6)
+    said = [Said("user", "what is this ?", (noise(1),))]
+    streamed: list[str] = []
+    said.append(Said("assistant", tiny.ask(said, settings, streamed.append, never).text))
+    assert "".join(streamed).strip() == said[-1].text
+    said.append(Said("user", "a b ?", (noise(2),) if again else ()))
+    went_on = tiny.ask(said, settings, quiet, never)
+    assert went_on.read_tokens < went_on.prompt_tokens
+    tiny.reset()
+    anew = tiny.ask(said, settings, quiet, never)
+    assert anew.read_tokens == anew.prompt_tokens
+    assert went_on.text == anew.text
+    assert len(went_on.text.split()) > 3
+    assert (went_on.visual_tokens, went_on.visual_tokens_kept) == (anew.visual_tokens, anew.visual_tokens_kept)
+    if went_on.overlay is not None:
+        assert went_on.overlay.tobytes() == anew.overlay.tobytes()
+
+
+def test_reselect_off_keeps_what_the_first_question_chose(local):
+    settings = Settings(keep_ratio=0.1, reselect=False)
+    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    said.append(Said("assistant", local.ask(said, settings, quiet, never).text))
+    said.append(Said("user", "What shape is the pink object?"))
+    reply = local.ask(said, settings, quiet, never)
+    assert reply.read_tokens < 20
+    assert reply.overlay is None
+    assert reply.visual_tokens is None
+
+
+def test_stopping_keeps_the_cache_usable(tiny):
+    settings = Settings(keep_ratio=0.5, max_new_tokens=40)
+    said = [Said("user", "what is this ?", (noise(1),))]
+    pieces: list[str] = []
+    stopped = tiny.ask(said, settings, pieces.append, lambda: len(pieces) > 3)
+    assert stopped.stopped
+    assert stopped.new_tokens < 40
+    said += [Said("assistant", stopped.text), Said("user", "a ?")]
+    went_on = tiny.ask(said, settings, quiet, never)
+    assert went_on.read_tokens < went_on.prompt_tokens
+    tiny.reset()
+    assert tiny.ask(said, settings, quiet, never).text == went_on.text
+
+
+def test_a_failure_leaves_the_backend_as_new(tiny, monkeypatch):
+    said = [Said("user", "what ?", (noise(1),))]
+    before = tiny.ask(said, Settings(max_new_tokens=4), quiet, never)
+
+    def broken(text: str) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tiny.ask([Said("user", "b ?", (noise(2),))], Settings(max_new_tokens=4), broken, never)
+    assert tiny.ask(said, Settings(max_new_tokens=4), quiet, never).text == before.text
+
+
+def test_another_method_reads_anew_and_a_wrong_one_changes_nothing(local):
+    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    local.ask(said, Settings(keep_ratio=0.1), quiet, never)
+    for wrong in (Settings("fastv:layer=99"), Settings("nonsense"), Settings(keep_ratio=2)):
+        with pytest.raises(AdaptPruneError):
+            local.check(wrong)
+    more = [*said, Said("assistant", "orange"), Said("user", "What shape is the pink object?")]
+    assert local.ask(more, Settings(keep_ratio=0.1), quiet, never).text == "heart"
+    changed = local.ask(more, Settings("fastv", 0.5), quiet, never)
+    assert changed.read_tokens == changed.prompt_tokens
+    assert changed.visual_tokens_kept == 288
+    unpruned = local.ask(more, Settings("none"), quiet, never)
+    assert unpruned.read_tokens == unpruned.prompt_tokens
+    assert unpruned.visual_tokens is None
+
+
+def test_a_full_context_is_said(tiny):
+    limit = tiny.model.config.get_text_config().max_position_embeddings
+    with pytest.raises(AdaptPruneError, match=f"context of {limit}: begin a new one with /reset"):
+        tiny.ask([Said("user", "a " * (limit + 1))], Settings("none"), quiet, never)
+
+
+# -- commands ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def session(local):
+    told: list[str] = []
+    one = Session(local, Settings(keep_ratio=0.1), told.append)
+    one.told = told
+    return one
+
+
+def enter(session, *lines):
+    return [session.enter(line, quiet, never) for line in lines][-1]
+
+
+def test_a_session(session, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert enter(session, "", "  ", "/image example:cloth", "What colour is the triangle?").text == "orange"
+    assert enter(session, "What shape is the pink object?").text == "heart"
+    enter(session, "/overlay kept.png", "/overlay kept.png", "/overlay", '/save "my chat.json"')
+    assert Image.open("kept.png").size == (672, 672)
+    assert os.path.exists("overlay-2.png")
+    saved = json.loads((tmp_path / "my chat.json").read_text())
+    assert [turn["text"] for turn in saved["turns"][1::2]] == ["orange", "heart"]
+    assert saved["turns"][0]["images"] == ["example:cloth"]
+    assert saved["replies"][1]["visual_tokens_kept"] == 57
+    enter(session, "/method fastv", "/prune 0.5")
+    assert session.told[-1].startswith("method fastv, keep_ratio 0.5, reselect on; the conversation is read anew")
+    assert enter(session, "What colour is the triangle?").visual_tokens_kept == 288
+    enter(session, "/method none")
+    assert session.settings.keep_ratio is None
+    enter(session, "/prune 0.2")
+    assert (session.settings.method, session.settings.keep_ratio) == ("adaptprune", 0.2)
+    enter(session, "/reselect off", "/reset")
+    assert session.said == []
+    enter(session, "/help")
+    assert all(any(f"/{name}" in line for line in session.told) for name in Session.COMMANDS)
+    with pytest.raises(Quit):
+        enter(session, "/quit")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("/imgae x.png", "Did you mean 'image'"),
+        ("/image", "write /image PATH..."),
+        ("/image nowhere.png", "there is no file 'nowhere.png'"),
+        ('/image "a', "close the quotes"),
+        ("/prune", "write /prune RATIO"),
+        ("/prune much", "write /prune RATIO"),
+        ("/prune 7", "keep_ratio=7"),
+        ("/prune nan", "keep_ratio=nan"),
+        ("/method", "write /method SPEC"),
+        ("/method fastvv", "fastv"),
+        ("/reselect maybe", "write /reselect on|off"),
+        ("/overlay", "nothing was chosen for the last question"),
+        ("/save", "write /save FILE.json"),
+        ("/save chat.txt", "has to end in .json"),
+        ("/save no/folder/chat.json", "there is no folder"),
+        ("what is <image> ?", "placeholder"),
+    ],
+)
+def test_mistakes_change_nothing(session, line, message):
+    settings = session.settings
+    with pytest.raises(AdaptPruneError) as caught:
+        enter(session, line)
+    assert message in str(caught.value)
+    assert session.settings == settings
+    assert session.said == []
+
+
+def test_an_existing_file_is_not_written_over(session, tmp_path):
+    path = tmp_path / "mine.json"
+    path.write_text("precious")
+    with pytest.raises(AdaptPruneError, match="exists already"):
+        enter(session, f"/save {path}")
+    assert path.read_text() == "precious"
+
+
+def test_a_failed_question_keeps_its_images(session, monkeypatch):
+    enter(session, "/image example:cloth")
+    with monkeypatch.context() as patch:
+
+        def broken(*args):
+            raise AdaptPruneError("the server is gone")
+
+        patch.setattr(session.backend, "ask", broken)
+        with pytest.raises(AdaptPruneError, match="gone"):
+            enter(session, "What colour is the triangle?")
+    assert session.said == []
+    assert enter(session, "What colour is the triangle?").text == "orange"
+
+
+def test_what_tab_offers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photo.png").touch()
+    (tmp_path / "photos").mkdir()
+
+    def offers(text: str) -> list[str]:
+        complete = completer(lambda: text)
+        word = text.rpartition(" ")[2]
+        found = []
+        while (offer := complete(word, len(found))) is not None:
+            found.append(offer)
+        return found
+
+    assert offers("/re") == ["/reselect ", "/reset "]
+    assert offers("/image ph") == ["photo.png ", "photos/"]
+    assert offers("/method fa") == ["fastv"]
+    assert offers("What") == []
+
+
+# -- over a server ----------------------------------------------------------------------------------------------------
+
+
+def test_the_same_over_a_server(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = Session(ServerBackend(Client(server.url + "/v1", KEY)), Settings(None), quiet)
+    enter(session, "/image example:cloth")
+    assert enter(session, "What colour is the triangle?").visual_tokens_kept == 144  # the server's own default
+    enter(session, "/prune 0.1")
+    reply = enter(session, "What shape is the pink object?")
+    assert (reply.text, reply.visual_tokens_kept) == ("heart", 57)
+    enter(session, "/overlay kept.png")
+    assert Image.open("kept.png").size == (672, 672)
+    with pytest.raises(AdaptPruneError, match="a server reads the whole conversation"):
+        enter(session, "/reselect off")
+    with pytest.raises(AdaptPruneError, match="the server has no method 'fastvv'"):
+        enter(session, "/method fastvv")
+    enter(session, "/method none")
+    assert enter(session, "What colour is the triangle?").visual_tokens_kept == 576
+
+
+def test_what_a_server_refuses_is_said_in_its_words(server):
+    with pytest.raises(ClientError, match="401"):
+        ServerBackend(Client(server.url, "another-key"))
+    with pytest.raises(AdaptPruneError, match="no model 'pockt'. Did you mean 'pocket'"):
+        ServerBackend(Client(server.url, KEY), "pockt")
+    with pytest.raises(ClientError, match="cannot be reached .*is it running"):
+        Client("http://127.0.0.1:9").models()
+    with pytest.raises(AdaptPruneError, match="write an address"):
+        Client("localhost:8000")
+    session = Session(ServerBackend(Client(server.url, KEY)), Settings(None), quiet)
+    with pytest.raises(ClientError, match=r"refused \(400\).*layer=99"):
+        enter(session, "/method fastv:layer=99", "/image example:cloth", "What?")
+    assert session.said == []
+
+
+# -- at the terminal --------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str, text: str = "", **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "adaptprune", "chat", *arguments]
+    return subprocess.run(command, input=text, capture_output=True, text=True, timeout=120, check=False, **options)
+
+
+def test_piped_questions(tmp_path):
+    text = "What colour is the triangle?\n/prune 7\nWhat shape is the pink object?\n/save talk.json"
+    done = run("--image", "example:cloth", "--keep-ratio", "0.1", text=text, cwd=tmp_path)
+    assert done.stdout == "orange\nheart\n"
+    first, wrong, second, wrote = done.stderr.splitlines()
+    assert first.startswith("kept 57 of 576 visual tokens, read 587 of 587 tokens, first token ")
+    assert wrong == "error: keep_ratio=7 is not allowed: use a number above 0 and at most 1."
+    assert "read 12 of 600 tokens" in second
+    assert wrote == f"wrote {tmp_path / 'talk.json'}"
+    assert done.returncode == 2
+
+
+def test_json_lines_over_a_server(server, monkeypatch, capsys):
+    monkeypatch.setenv("ADAPTPRUNE_API_KEY", KEY)
+    words = ("chat", "--server", server.url, "--image", "example:cloth", "--json")
+    done = run_here(monkeypatch, capsys, *words, text="What colour is the triangle?\n/nonsense\n")
+    answer, error = map(json.loads, done.stdout.splitlines())
+    assert (answer["text"], answer["visual_tokens_kept"]) == ("orange", 144)
+    assert error["error"].startswith("there is no command /nonsense")
+    assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--image", "nowhere.png"], "there is no file 'nowhere.png'"),
+        (["--method", "none", "--keep-ratio", "0.1"], "leave out --keep-ratio"),
+        (["--temperature", "-1"], "temperature=-1"),
+        (["--top-p", "0"], "top_p=0"),
+        (["--server", "localhost"], "write an address"),
+        (["--server", "http://127.0.0.1:9"], "cannot be reached"),
+        (["--server", "http://127.0.0.1:9", "--load-4bit"], "--load-4bit loads a model here"),
+    ],
+)
+def test_wrong_options_end_in_one_line(arguments, message, monkeypatch, capsys):
+    done = run_here(monkeypatch, capsys, "chat", *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert message in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def endless(checkpoint: str, folder) -> str:
+    """A copy of the tiny model that never ends an answer."""
+    shutil.copytree(checkpoint, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 200_000
+    (folder / "config.json").write_text(json.dumps(config))
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": None}))
+    return str(folder)
+
+
+def test_ctrl_c_stops_the_answer_and_not_the_program(checkpoint, picture, tmp_path):
+    """At a real terminal: a long answer is stopped, the next one comes, Ctrl-D ends it."""
+    main, side = pty.openpty()
+    env = {**os.environ, "HOME": str(tmp_path), "XDG_CONFIG_HOME": str(tmp_path), "TERM": "dumb"}
+    command = [sys.executable, "-m", "adaptprune", "chat", "--model", endless(checkpoint, tmp_path / "model"),
+               "--max-new-tokens", "100000", "--image", picture]  # fmt: skip
+    process = subprocess.Popen(command, stdin=side, stdout=side, stderr=side, env=env, start_new_session=True)
+    os.close(side)
+    seen = ""
+
+    def until(wanted: str, seconds: float = 60) -> None:
+        nonlocal seen
+        end = time.monotonic() + seconds
+        while not re.search(wanted, seen):
+            assert time.monotonic() < end, seen
+            assert process.poll() is None, seen
+            if select.select([main], [], [], 0.1)[0]:
+                seen += os.read(main, 65536).decode(errors="replace")
+
+    try:
+        until("/help lists commands")
+        os.write(main, b"what is this ?\n")
+        until(r"\bw\d")  # it writes words w0, w1, ...
+        process.send_signal(signal.SIGINT)
+        until("stopped")
+        seen = ""
+        os.write(main, b"/method none\n")
+        until(r"method none[^>]*> ")
+        time.sleep(0.3)  # until the line editor listens
+        process.send_signal(signal.SIGINT)  # at the prompt: nothing but a hint
+        until(r"/quit leaves\.\s+> ")
+        time.sleep(0.3)
+        os.write(main, b"\x04")
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        os.close(main)
+    history = next(tmp_path.rglob("chat-history"))
+    assert "what is this ?" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
