@@ -26,7 +26,7 @@ def test_every_option_is_described(module):
 
 def test_every_option_that_is_described_exists():
     known = {name for module in (serve, gateway) for name in inspect.signature(module.command).parameters}
-    for name in re.findall(r"`--([a-z-]+)[^`]*`", TEXT):
+    for name in re.findall(r"`--([a-z0-9-]+)[^`]*`", TEXT):
         assert name.replace("-", "_") in known, name
 
 
