@@ -178,35 +178,14 @@ def test_beams_and_sampling(family, options):
     inputs, layer = one.inputs(1, 2), first_layer(family)
     with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer) as report:
         one.model(**inputs)
-        hidden = gone_while(one, inputs, report)
+        chosen = copy.deepcopy(report)  # with beams there is a row for each
         torch.manual_seed(0)
         words = one.model.generate(**inputs, max_new_tokens=5, **options)
+    hidden = gone(one, inputs, chosen)
     torch.manual_seed(0)
     with hiding(one.model, layer, hidden):
         full = one.model.generate(**inputs, max_new_tokens=5, **options)
     assert words.tolist() == full.tolist()
-
-
-def gone_while(one, inputs, report):
-    """`gone` for a model that is pruned at the moment."""
-    kept = [set(sample.kept) for sample in report.samples]
-    lines = []
-    for ids, sample, some in zip(inputs["input_ids"], report.samples, kept, strict=True):
-        placeholders = (ids == one.image_token_id).nonzero()[:, 0].tolist()
-        free = len(placeholders) - sample.num_visual
-        lines.append((placeholders, free, some))
-    if any(free for _, free, _ in lines):  # newline tokens: ask the layout
-        from adaptprune.families import family_of
-
-        base = one.model.model
-        features = base.get_image_features(**{
-            key: value for key, value in inputs.items() if key in ("pixel_values", "image_sizes", "batch_num_images")
-        })  # fmt: skip
-        layouts = family_of(one.model.config).layout(
-            one.model.config, inputs["input_ids"], {"image": features._adaptprune_cells}
-        )
-        return [sorted(set(o.positions.tolist()) - k) for o, k in zip(layouts, kept, strict=True)]
-    return [sorted(set(placeholders) - some) for placeholders, _, some in lines]
 
 
 @KINDS
