@@ -264,3 +264,15 @@ def test_pixtral_pictures_are_drawn_whole():
     assert pictures_seen(one.model.config, one.processor, one.inputs(2)) is None
     other = specimen("llava")
     assert len(pictures_seen(other.model.config, other.processor, other.inputs(2))) == 2
+
+
+@torch.no_grad()
+def test_features_from_before_the_pruning_do_not_say_where_they_lie():
+    one = specimen("llava_next")
+    inputs = one.inputs(1)
+    features = one.model.model.get_image_features(inputs.pop("pixel_values"), inputs.pop("image_sizes"))
+    with (
+        adaptprune.prune(one.model, "random"),
+        pytest.raises(AdaptPruneError, match="encoded before the model was pruned.*image_sizes"),
+    ):
+        one.model(**inputs, mm_encoder_outputs={"image": features})

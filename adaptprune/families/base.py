@@ -178,6 +178,16 @@ def _take(units: Sequence[Tensor], count: int, modality: str) -> tuple[list[Tens
     return taken, units[len(taken) :]
 
 
+def argument(inputs: Mapping[str, Any], name: str) -> Any:
+    """An argument that the pictures or videos were encoded with; AdaptPruneError if that was not seen."""
+    if inputs.get(name) is None:
+        raise AdaptPruneError(
+            f"images or videos were encoded before the model was pruned, so their {name} was not seen: encode them while "
+            "it is."
+        )
+    return inputs[name]
+
+
 def join(first: Layout, second: Layout, offset: int) -> Layout:
     """The visual tokens of a sequence and of one that begins `offset` positions after it."""
     if not first.positions.numel() or not second.positions.numel():

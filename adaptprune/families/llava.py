@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, raster, squares
+from adaptprune.families.base import Family, argument, raster, squares
 
 #: Supported vision towers, and how many class tokens each puts in front of its patches.
 CLASS_TOKENS = {"clip_vision_model": 1, "siglip_vision_model": 0, "pixtral": 0}
@@ -47,6 +47,4 @@ class Llava(Family):
 
 def whole_patches(inputs: Mapping[str, Any], size: int) -> list[Tensor]:
     """Cells of images of any size: one token per whole square of `size` pixels, read from `image_sizes`."""
-    if inputs.get("image_sizes") is None:
-        raise AdaptPruneError("the images were encoded before the model was pruned: encode them while it is.")
-    return [raster(1, int(height) // size, int(width) // size) for height, width in inputs["image_sizes"]]
+    return [raster(1, int(height) // size, int(width) // size) for height, width in argument(inputs, "image_sizes")]

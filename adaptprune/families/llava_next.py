@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, placeless, raster
+from adaptprune.families.base import Family, argument, placeless, raster
 
 
 class LlavaNext(Family):
@@ -20,9 +19,7 @@ class LlavaNext(Family):
     summary: ClassVar[str] = "LLaVA-NeXT (1.6): a small view and unpadded tiles; newline tokens are always kept"
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        sizes = inputs.get("image_sizes")
-        if sizes is None:
-            raise AdaptPruneError("the images were encoded before the model was pruned: encode them while it is.")
+        sizes = argument(inputs, "image_sizes")
         strategy = base.config.vision_feature_select_strategy
         return unpadded(base, sizes, [True] * len(sizes), vision_feature_select_strategy=strategy)
 

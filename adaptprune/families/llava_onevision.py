@@ -9,8 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, placeless, raster
+from adaptprune.families.base import Family, argument, placeless, raster
 from adaptprune.families.llava_next import unpadded
 
 
@@ -22,14 +21,12 @@ class LlavaOnevision(Family):
     supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        if not inputs:
-            raise AdaptPruneError(f"the {modality}s were encoded before the model was pruned: encode them while it is.")
         if modality == "video":
-            frames = inputs["pixel_values_videos"].shape[1]
+            frames = argument(inputs, "pixel_values_videos").shape[1]
             videos, tokens = features.pooler_output.shape[:2]
             side = math.isqrt((tokens - 1) // frames)
             return [torch.cat([raster(frames, side, side), placeless(1)])] * videos
-        sizes, counts = inputs["image_sizes"], inputs.get("batch_num_images")
+        sizes, counts = argument(inputs, "image_sizes"), inputs.get("batch_num_images")
         tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]
         ratio = inputs.get("vision_aspect_ratio") or base.config.vision_aspect_ratio
         return unpadded(base, sizes, tiled, vision_aspect_ratio=ratio)

@@ -7,8 +7,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import Family, raster
+from adaptprune.families.base import Family, argument, raster
 
 
 class QwenVL(Family):
@@ -19,9 +18,7 @@ class QwenVL(Family):
     supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        grids = inputs.get(f"{modality}_grid_thw")
-        if grids is None:
-            raise AdaptPruneError(f"the {modality}s were encoded before the model was pruned: encode them while it is.")
+        grids = argument(inputs, f"{modality}_grid_thw")
         merge = base.config.vision_config.spatial_merge_size
         return [raster(int(t), int(h) // merge, int(w) // merge) for t, h, w in grids]
 
