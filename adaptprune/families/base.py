@@ -182,8 +182,8 @@ def argument(inputs: Mapping[str, Any], name: str) -> Any:
     """An argument that the pictures or videos were encoded with; AdaptPruneError if that was not seen."""
     if inputs.get(name) is None:
         raise AdaptPruneError(
-            f"images or videos were encoded before the model was pruned, so their {name} was not seen: encode them while "
-            "it is."
+            f"images or videos were encoded before the model was pruned, so their {name} was not seen: encode them "
+            "while it is."
         )
     return inputs[name]
 
