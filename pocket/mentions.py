@@ -40,6 +40,8 @@ class Mentions:
     classes: Tensor  # (M, 7), in the order of LOOKUP and then NEIGHBOUR
     numbers: Tensor  # (M, 3)
     compared: Tensor  # (M, 4) of the second phrase of a question, in the order of COMPARED: 0 or 1
+    fits: list[list[int]]  # indices of the things that fit
+    near: list[int | None]  # index of the thing next to the only one that fits
 
 
 def phrases(tokens: list[str], bare_nouns: bool) -> list[tuple[int, str | None, str | None]]:
@@ -54,12 +56,12 @@ def phrases(tokens: list[str], bare_nouns: bool) -> list[tuple[int, str | None, 
     return found
 
 
-def nearest_thing(picture: Scene, here: Thing) -> Thing | None:
-    """The thing next to another, None where a second one is about as near."""
+def nearest_thing(picture: Scene, here: Thing) -> int | None:
+    """Index of the thing next to another, None where a second one is about as near."""
     others = sorted((math.hypot(t.x - here.x, t.y - here.y), i) for i, t in enumerate(picture.things) if t != here)
     if len(others) < 2 or others[1][0] <= 1.1 * others[0][0]:
         return None
-    return picture.things[others[0][1]]
+    return others[0][1]
 
 
 def numbers_of(thing: Thing) -> list[float]:
@@ -67,17 +69,16 @@ def numbers_of(thing: Thing) -> list[float]:
     return [thing.x / SPAN, thing.y / SPAN, thing.radius / SPAN * 4]
 
 
-def truth(picture: Scene, colour: str | None, shape: str | None) -> tuple[list[int], list[float]]:
+def truth(picture: Scene, fits: list[int], near: int | None) -> tuple[list[int], list[float]]:
     """Classes and numbers of one mention."""
-    things = [t for t in picture.things if colour in (None, t.colour) and shape in (None, t.shape)]
-    if len(things) != 1:
-        return [min(len(things), MOST), *[IGNORE] * 6], [math.nan] * NUMBERS
-    (thing,) = things
+    if len(fits) != 1:
+        return [min(len(fits), MOST), *[IGNORE] * 6], [math.nan] * NUMBERS
+    thing = picture.things[fits[0]]
     row, column = thing.cell.split()
-    other = nearest_thing(picture, thing)
-    near = [IGNORE] * 2 if other is None else [COLOUR_NAMES.index(other.colour), SHAPES.index(other.shape)]
+    other = None if near is None else picture.things[near]
+    beside = [IGNORE] * 2 if other is None else [COLOUR_NAMES.index(other.colour), SHAPES.index(other.shape)]
     what = [COLOUR_NAMES.index(thing.colour), SHAPES.index(thing.shape), ROWS.index(row), COLUMNS.index(column)]
-    return [1, *what, *near], numbers_of(thing)
+    return [1, *what, *beside], numbers_of(thing)
 
 
 def compare(first: list[float], second: list[float], counts: tuple[int, int]) -> list[int]:
@@ -90,7 +91,7 @@ def compare(first: list[float], second: list[float], counts: tuple[int, int]) ->
 
 def find_mentions(words: Words, scenes: list[Scene], asked: list[list[Question]]) -> Mentions:
     """Mentions of all questions, laid out as ``turns.pack`` lays out the turns."""
-    rows, places, classes, numbers, compared = [], [], [], [], []
+    rows, places, classes, numbers, compared, meant, nexts = [], [], [], [], [], [], []
     for row, (picture, questions) in enumerate(zip(scenes, asked, strict=True)):
         start = 0
         for question in questions:
@@ -98,18 +99,25 @@ def find_mentions(words: Words, scenes: list[Scene], asked: list[list[Question]]
             tokens = [words.names[token] for token in prompt]
             before = None
             for index, colour, shape in phrases(tokens, question.type == "counting"):
-                kinds, values = truth(picture, colour, shape)
+                fits = [
+                    i for i, t in enumerate(picture.things) if colour in (None, t.colour) and shape in (None, t.shape)
+                ]
+                near = nearest_thing(picture, picture.things[fits[0]]) if len(fits) == 1 else None
+                kinds, values = truth(picture, fits, near)
                 compared.append([IGNORE] * 4 if before is None else compare(before[1], values, (before[0], kinds[0])))
                 before = (kinds[0], values)
                 rows.append(row)
                 places.append(start + index)
                 classes.append(kinds)
                 numbers.append(values)
+                meant.append(fits)
+                nexts.append(near)
             start += len(prompt) + len(answer)
     shaped = torch.tensor(classes, dtype=torch.long).view(-1, len(LOOKUP) + len(NEIGHBOUR))
     floats = torch.tensor(numbers, dtype=torch.float32).view(-1, NUMBERS)
     pairs = torch.tensor(compared, dtype=torch.long).view(-1, len(COMPARED))
-    return Mentions(torch.tensor(rows, dtype=torch.long), torch.tensor(places, dtype=torch.long), shaped, floats, pairs)
+    where = torch.tensor([rows, places], dtype=torch.long)
+    return Mentions(where[0], where[1], shaped, floats, pairs, meant, nexts)
 
 
 class MentionHeads(nn.Module):

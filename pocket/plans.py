@@ -41,6 +41,9 @@ class LanguagePlan:
     mention_weight: float = 1.0
     centres: bool = False  # tell centres of things from the rest of them, and compare two phrases at the second
     areas: bool = False  # tell how many patches a thing has
+    looks: bool = False  # tell the share of its thing that a patch stands for, and look where the words point
+    look_weight: float = 0.5
+    measure_weight: float = 0.3
     warmup: int = 50
     features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
@@ -63,6 +66,8 @@ EVERY = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, 
 HEAVY = (*EASY, "where", *["relation"] * 4, *["counting", "nearest", "comparing"] * 3, "reading", "caption")
 COUNTING = (*EASY, "where", *["counting", "nearest"] * 4, *["relation"] * 3, *["comparing"] * 2, "reading", "caption")
 LAST = (*EASY, "where", *["counting", "nearest"] * 5, *["relation", "comparing"] * 2, "reading", "caption")
+SUMS = (*EASY, "where", *["counting", "nearest"] * 4, "relation", "comparing", "reading")
+MORE_SUMS = (*EASY, "where", *["counting"] * 6, *["nearest"] * 4, "relation", *["comparing"] * 2, "reading", "caption")
 HARD: dict[str, Any] = {
     "blind": True,
     "mentions": True,
@@ -116,6 +121,7 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                 first_scene=3_000_000,
                 detail=True,
                 place=True,
+                ramps=True,
                 full_share=0.3,
                 peak=0.4,
                 hold=0.3,
@@ -160,6 +166,53 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                 areas=True,
                 detail=True,
                 warmup=10,
+            ),
+        ),
+        (
+            "tower-4",
+            TowerPlan(
+                steps=1600,
+                first_scene=4_000_000,
+                detail=True,
+                place=True,
+                sums=True,
+                full_share=1.0,
+                peak=0.5,
+                hold=0.3,
+                validate_every=200,
+                save_every=100,
+            ),
+        ),
+        (
+            "language-5",
+            LanguagePlan(
+                phases=(Phase(550, 576, SUMS, 1, 4, fresh=True, first=1430, joint=True, **PLAIN, rates=(0.5, 0.4725)),),
+                centres=True,
+                areas=True,
+                looks=True,
+                look_weight=1.0,
+                measure_weight=1.0,
+                tower_share=0.2,
+                detail=True,
+                warmup=25,
+                validate_every=200,
+            ),
+        ),
+        (
+            "language-6",
+            LanguagePlan(
+                phases=(
+                    Phase(2500, 576, MORE_SUMS, 1, 4, fresh=True, first=1980, joint=True, **PLAIN, rates=(0.45, 0.01)),
+                ),
+                centres=True,
+                areas=True,
+                looks=True,
+                look_weight=2.0,
+                measure_weight=1.0,
+                tower_share=0.2,
+                detail=True,
+                warmup=25,
+                validate_every=250,
             ),
         ),
     ),

@@ -13,6 +13,7 @@ from adaptprune.tabletop.labels import IGNORE, PatchLabels, patch_labels
 from adaptprune.tabletop.questions import Question, pair_question, questions
 from adaptprune.tabletop.scenes import Scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, ROWS, SHAPES
+from pocket.looking import Looks, find_looks
 from pocket.mentions import NUMBERS, Mentions, find_mentions, numbers_of
 from pocket.model import IMAGE_TOKENS
 from pocket.plans import Phase
@@ -70,6 +71,7 @@ class Sample:
     packed: Packed
     targets: dict[str, Tensor]
     mentions: Mentions
+    looks: Looks
     pairs: Packed | None = None
 
     def kept(self, features: Tensor) -> Tensor:
@@ -117,6 +119,6 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
         twos = zip(scenes[: 2 * phase.pairs : 2], scenes[1 : 2 * phase.pairs : 2], strict=True)
         pairs = pack(words, [pair_questions(one, two, seed, PAIR_TURNS) for one, two in twos], pictures=2)
     found = find_mentions(words, scenes, asked)
-    return Sample(
-        scenes, labels, torch.from_numpy(keep), pack(words, asked, stress=phase.stress), targets, found, pairs
-    )
+    packed = pack(words, asked, stress=phase.stress)
+    looks = find_looks(found, labels, keep)
+    return Sample(scenes, labels, torch.from_numpy(keep), packed, targets, found, looks, pairs)

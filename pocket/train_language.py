@@ -20,19 +20,29 @@ from adaptprune.tabletop.labels import IGNORE
 from adaptprune.tabletop.render import render
 from adaptprune.tabletop.scenes import Scene, scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, GRID, ROWS, SHAPES
-from pocket.mentions import LOOKUP_LAYER, NEIGHBOUR_LAYER, NUMBERS, CompareHead, MentionHeads, Mentions
+from pocket.looking import Looking, share_error
+from pocket.mentions import (
+    COUNT_WEIGHTS,
+    LOOKUP_LAYER,
+    MOST,
+    NEIGHBOUR_LAYER,
+    NUMBERS,
+    CompareHead,
+    MentionHeads,
+    Mentions,
+)
 from pocket.model import IMAGE_TOKENS, make_model, make_tokenizer
 from pocket.muon import Muon
 from pocket.plans import LanguagePlan, Phase
 from pocket.runs import Log, load, save, set_rate
-from pocket.samples import sample
+from pocket.samples import Sample, sample
+from pocket.start import to_tensor
 from pocket.train_tower import (
     TowerPlan,
     TowerWithHeads,
     collect,
     global_targets,
     losses,
-    to_tensor,
     total_loss,
     tower_features,
 )
@@ -69,6 +79,8 @@ class PocketTrainer(nn.Module):
         self.mention_heads, self.number_head = MentionHeads(width), nn.Linear(width, NUMBERS)
         self.compare_head, self.centre_head = CompareHead(width), nn.Linear(width, 1)
         self.area_head = nn.Linear(width, 1)
+        self.share_head, self.late_count = nn.Linear(width, 1), nn.Linear(width, MOST + 1)
+        self.looking = Looking(self.llava.model.language_model)
         self._blind_mask: Tensor | None = None
         self._states: dict[int, Tensor] = {}
         layers = self.llava.model.language_model.layers
@@ -137,6 +149,19 @@ class PocketTrainer(nn.Module):
         found = self.area_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
         return F.smooth_l1_loss(found, area[known] - 2, beta=0.1)
 
+    def find_shares(self, visual: Tensor, thing: Tensor) -> Tensor:
+        """Loss of telling off a visual token how much of its thing it stands for."""
+        return share_error(self.share_head(F.rms_norm(visual, visual.shape[-1:]))[..., 0], thing)
+
+    def look(self, batch: Sample) -> tuple[Tensor, dict[str, float]]:
+        """Loss of looking where the words of the questions point, and of knowing how many things are there."""
+        loss, parts = self.looking.loss(batch.mentions, batch.looks, len(self.words.prefix))
+        mentions = batch.mentions
+        late = self._states[NEIGHBOUR_LAYER][:, -batch.packed.ids.shape[1] :][mentions.row, mentions.place]
+        logits, count = self.late_count(F.rms_norm(late, late.shape[-1:])), mentions.classes[:, 0]
+        parts["late count"] = (logits.argmax(-1) == count).float().mean().item()
+        return loss + F.cross_entropy(logits, count, torch.tensor(COUNT_WEIGHTS)), parts
+
     def align(self, visual: Tensor, targets: dict[str, Tensor]) -> Tensor:
         """Cross-entropy of visual tokens against the words for what they show, by cosine."""
         table = F.normalize(self.llava.get_input_embeddings().weight, dim=-1)
@@ -158,6 +183,8 @@ def look(seer: TowerWithHeads, scenes: list[Scene]) -> Tensor:
 
 def cache_features(seer: TowerWithHeads, path: Path, count: int) -> np.ndarray:
     """Features of the first ``count`` training pictures as float16, made once and kept in a file."""
+    if not count:
+        return np.zeros((0, IMAGE_TOKENS, seer.tower.config.hidden_size), dtype=np.float16)
     if path.exists():
         found = np.load(path, mmap_mode="r")
         if len(found) >= count:
@@ -211,7 +238,14 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
     matrices = [p for p in core.layers.parameters() if p.ndim == 2]
     others = [p for p in core.parameters() if all(p is not m for m in matrices)]
     others += [*trainer.llava.model.multi_modal_projector.parameters(), *trainer.mention_heads.parameters()]
-    for head in (trainer.number_head, trainer.compare_head, trainer.centre_head, trainer.area_head):
+    for head in (
+        trainer.number_head,
+        trainer.compare_head,
+        trainer.centre_head,
+        trainer.area_head,
+        trainer.share_head,
+        trainer.late_count,
+    ):
         others += list(head.parameters())
     usual, share = TowerPlan(), plan.tower_share
     gentle = TowerPlan(
@@ -254,7 +288,7 @@ def step_loss(
         outputs = trainer.seer.read(features, whole)
         truth = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
         dense = losses(*outputs, collect(batch.labels, rows), truth)
-        extra = total_loss(dense, plan.detail, plan.detail)
+        extra = total_loss(dense, plan.detail, plan.detail, plan.looks)
     elif phase.fresh:
         features = look(trainer.seer, scenes)
     else:
@@ -268,7 +302,7 @@ def step_loss(
     if phase.mentions:
         looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres, phase.many)
         measured = trainer.measure(visual, batch.targets["numbers"])
-        loss = loss + plan.mention_weight * looked_up + plan.align_weight * measured
+        loss = loss + plan.mention_weight * looked_up + plan.measure_weight * measured
         parts |= {"measure": measured.item(), **shares}
     if plan.centres:
         centred = trainer.find_centres(visual, batch.targets["centre"])
@@ -278,6 +312,11 @@ def step_loss(
         sized = trainer.find_areas(visual, batch.targets["area"])
         loss = loss + sized
         parts["area"] = sized.item()
+    if plan.looks:
+        shared = trainer.find_shares(visual, batch.looks.thing)
+        looked, more = trainer.look(batch)
+        loss = loss + 0.5 * shared + plan.look_weight * looked
+        parts |= {"share": shared.item(), **more}
     if batch.pairs is not None:
         logits, targets, _ = trainer(*batch.paired(kept), batch.pairs, phase.blind)
         both = weighted(logits, targets, batch.pairs)
@@ -311,7 +350,8 @@ def train_language(
             return trainer
         for tool, saved in zip(tools, state["optimisers"], strict=True):
             tool.load_state_dict(saved)
-    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", plan.cached)
+    cached = plan.cached if any(not phase.fresh for phase in plan.phases) else 0
+    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", cached)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)

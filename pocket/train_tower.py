@@ -5,7 +5,6 @@ which is what LLaVA feeds to the language model; the class token reads the last 
 picture holds, so that its attention means something. All heads are thrown away afterwards.
 """
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +20,14 @@ from adaptprune.tabletop.labels import IGNORE, PatchLabels, patch_labels
 from adaptprune.tabletop.render import render
 from adaptprune.tabletop.scenes import Scene, scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, GRID, PATCH_SIZE, SHAPES
-from pocket.model import IMAGE_MEAN, IMAGE_STD, vision_config
+from pocket.looking import share_error
+from pocket.mentions import MOST
+from pocket.model import vision_config
 from pocket.muon import Muon
 from pocket.runs import Log, learning_rate, load, save, set_rate
+from pocket.start import add_ramps, look_at_neighbours, to_tensor, whiten
 
 WINDOW = 12  # patches along one side of a training crop
-POSITION_SCALE, CONTENT_SCALE = 2.0, 0.35  # an edge is far above the mean and must not drown its position
-WHITEN_FLOOR = 0.02  # share of the mean variance below which components are not amplified further
 KINDS = len(SHAPES) + 2  # shapes, background, sign
 
 
@@ -44,6 +44,8 @@ class TowerPlan:
     hold: float = 0.5  # share of the steps at the peak
     stop: int | None = None  # end here, before the schedule does
     place: bool = False  # teach every patch where it is
+    ramps: bool = False  # before the first step, write that into the positions
+    sums: bool = False  # teach shares of things that sum to one; for whole pictures only
     full_share: float = 0.12  # last part of the steps, on whole pictures
     full_per_step: int = 8
     matrix_rate: float = 0.02
@@ -77,6 +79,7 @@ class TowerWithHeads(nn.Module):
         # last, so that they change nothing for plans that do not use them
         self.radius_head = nn.Linear(width, 1)
         self.place_head = nn.Linear(width, 2)
+        self.share_head = nn.Linear(width, 1)
 
     def forward(self, pixels: Tensor, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         """Patch predictions (B, N, ...) by name and class-token predictions (B, ...).
@@ -91,6 +94,7 @@ class TowerWithHeads(nn.Module):
         found = dict(zip(self.sizes, outputs, strict=True))
         found["radius"] = self.radius_head(self.norm(features))
         found["place"] = self.place_head(self.norm(features))
+        found["share"] = self.share_head(self.norm(features))[..., 0]
         return found, self.class_head(whole)
 
 
@@ -113,83 +117,6 @@ def tower_features(tower: CLIPVisionModel, pixels: Tensor, rows: Tensor) -> tupl
     whole = hidden[:, :1] + attention.out_proj(mixed)
     whole = whole + last.mlp(last.layer_norm2(whole))
     return hidden[:, 1:], tower.post_layernorm(whole[:, 0])
-
-
-@torch.no_grad()
-def look_at_neighbours(tower: CLIPVisionModel) -> None:
-    """Start attention local: each head of the first layers looks at one neighbour offset.
-
-    The first ``head_dim`` channels carry sines and cosines of the position and no picture content; a head whose key
-    copies them and whose query rotates them by an offset attends to the patch at that offset. A tower that starts like
-    a small convolution learns many times faster than one that has to find out what is next to what.
-    """
-    reserved = tower.config.hidden_size // tower.config.num_attention_heads
-    frequencies = math.pi * torch.tensor([0.9, 0.62, 0.4, 0.24, 0.1])
-    if reserved != 4 * len(frequencies):
-        raise ValueError(f"the local start needs heads of {4 * len(frequencies)} channels, got {reserved}")
-    axis = torch.arange(GRID, dtype=torch.float32)
-    phase = axis[:, None] * frequencies  # (24, 5)
-    wave = torch.stack([phase.cos(), phase.sin()], dim=-1).flatten(1)  # (24, 10), pairs of (cos, sin)
-    vertical, horizontal = wave.repeat_interleave(GRID, 0), wave.repeat(GRID, 1)
-    table = tower.embeddings.position_embedding.weight
-    table.normal_(std=0.01)
-    table[1:, :reserved] = POSITION_SCALE * torch.cat([vertical, horizontal], dim=1)
-    near = [(-1, -1), (-1, 0), (-1, 1), (0, -1), (0, 1), (1, -1), (1, 0), (1, 1)]
-    wide = [(-2, 0), (2, 0), (0, -2), (0, 2), (-1, -1), (-1, 1), (1, -1), (1, 1)]
-    far = [(-3, 0), (3, 0), (0, -3), (0, 3), (-2, -2), (-2, 2), (2, -2), (2, 2)]
-    for layer, offsets in zip(tower.encoder.layers, (near, wide, far), strict=False):
-        attention = layer.self_attn
-        for head, offset in enumerate(offsets):
-            rows = slice(head * reserved, (head + 1) * reserved)
-            attention.q_proj.weight[rows].normal_(std=0.01)
-            attention.k_proj.weight[rows].normal_(std=0.01)
-            attention.q_proj.weight[rows, :reserved] = 1.25 * _rotation(frequencies, offset)
-            attention.k_proj.weight[rows, :reserved] = 1.25 * torch.eye(reserved)
-
-
-@torch.no_grad()
-def whiten(tower: CLIPVisionModel, pictures: int = 24) -> None:
-    """Start the patch embedding as a whitening of patches: their principal components, each with the same variance.
-
-    Raw patches are nearly flat; a random embedding passes on their brightness and hardly anything of their outlines.
-    The mean is taken off through the position table, because the embedding has no bias.
-    """
-    batch = to_tensor([np.asarray(render(scene("train", index))) for index in range(pictures)])
-    patches = F.unfold(batch, PATCH_SIZE, stride=PATCH_SIZE).transpose(1, 2).flatten(0, 1)  # (n, 588)
-    mean = patches.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
-    reserved = tower.config.hidden_size // tower.config.num_attention_heads
-    top = torch.arange(len(values) - 1, len(values) - 1 - (tower.config.hidden_size - reserved), -1)
-    rows = (CONTENT_SCALE * vectors[:, top] / (values[top] + WHITEN_FLOOR * values.mean()).sqrt()).T  # (140, 588)
-    weight = tower.embeddings.patch_embedding.weight
-    weight[:reserved] = 0
-    weight[reserved:] = rows.view(-1, *weight.shape[1:])
-    tower.embeddings.position_embedding.weight[1:, reserved:] -= rows @ mean
-
-
-@torch.no_grad()
-def add_ramps(tower: CLIPVisionModel) -> None:
-    """Give the two channels of least picture content to the row and the column, so that features can tell where."""
-    ramp = 1.5 * torch.linspace(-1, 1, GRID)
-    tower.embeddings.patch_embedding.weight[-2:] = 0
-    tower.embeddings.position_embedding.weight[1:, -2] = ramp.repeat_interleave(GRID)
-    tower.embeddings.position_embedding.weight[1:, -1] = ramp.repeat(GRID)
-
-
-def _rotation(frequencies: Tensor, offset: tuple[int, int]) -> Tensor:
-    """Matrix that turns the position code at (row, column) into the code at (row, column) + offset."""
-    blocks = []
-    for shift in offset:
-        for frequency in frequencies.tolist():
-            c, s = math.cos(frequency * shift), math.sin(frequency * shift)
-            blocks.append(torch.tensor([[c, -s], [s, c]]))
-    return torch.block_diag(*blocks)
-
-
-def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """Normalise uint8 pictures (H, W, 3) exactly as the exported image processor does, (B, 3, H, W)."""
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
 
 
 def global_targets(picture: Scene, window: tuple[int, int, int]) -> Tensor:
@@ -216,6 +143,7 @@ def losses(patches: dict[str, Tensor], whole: Tensor, labels: dict[str, Tensor],
     found["offset"] = F.smooth_l1_loss(patches["offset"][on_thing], labels["offset"][on_thing])
     found["radius"] = F.smooth_l1_loss(patches["radius"][on_thing][:, 0], labels["radius"][on_thing])
     found["place"] = F.smooth_l1_loss(patches["place"], labels["place"], beta=0.1)
+    found["share"] = share_error(patches["share"], labels["thing"])
     pairs = len(SHAPES) * len(COLOUR_NAMES)
     found["pairs"] = F.binary_cross_entropy_with_logits(whole[:, :pairs], targets[:, :pairs]) * 4
     found["counts"] = F.smooth_l1_loss(whole[:, pairs:], targets[:, pairs:])
@@ -232,14 +160,17 @@ LOSS_WEIGHTS = {
     "counts": 0.3,
     "radius": 0.0,
     "place": 0.0,
+    "share": 0.0,
 }
 DETAIL_WEIGHTS = {**LOSS_WEIGHTS, "character": 1.4, "position": 0.6, "offset": 2.0, "radius": 1.0}
 PLACE_WEIGHT = 2.0
+SHARE_WEIGHT = 1.5
 
 
-def total_loss(found: dict[str, Tensor], detail: bool, place: bool) -> Tensor:
+def total_loss(found: dict[str, Tensor], detail: bool, place: bool, sums: bool) -> Tensor:
     """Weighted sum of the losses."""
     weights = {**(DETAIL_WEIGHTS if detail else LOSS_WEIGHTS), "place": PLACE_WEIGHT * place}
+    weights["share"] = SHARE_WEIGHT * sums
     return torch.stack([weights[name] * value for name, value in found.items() if weights[name]]).sum()
 
 
@@ -278,7 +209,7 @@ def _corner(current: Scene, crop: int, draw: np.random.RandomState) -> tuple[int
 def collect(truths: list[PatchLabels], rows: Tensor) -> dict[str, Tensor]:
     """Labels of the patches in ``rows`` (B, N) as tensors by name."""
     batch = {}
-    for name in ("shape", "colour", "character", "position", "offset", "radius"):
+    for name in ("thing", "shape", "colour", "character", "position", "offset", "radius"):
         batch[name] = torch.stack([torch.from_numpy(getattr(t, name))[r] for t, r in zip(truths, rows, strict=True)])
     middle = (GRID - 1) / 2
     batch["place"] = torch.stack([rows % GRID - middle, rows // GRID - middle], dim=-1) / middle  # x, y from -1 to 1
@@ -295,9 +226,9 @@ def share_right(predicted: Tensor, labels: dict[str, Tensor], name: str) -> floa
 def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
     """Accuracy per labelled patch on whole validation pictures; shape on things only, background apart.
 
-    Of offset, radius and place the mean error, in patches.
+    Of offset, radius and place the mean error, in patches; of shares that of their sum over a thing.
     """
-    names = ("shape", "background", "colour", "character", "position", "offset", "radius", "place", "pairs")
+    names = ("shape", "background", "colour", "character", "position", "offset", "radius", "place", "sum", "pairs")
     hits: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, pictures, 8):
         scenes = [scene("validation", index) for index in range(start, start + 8)]
@@ -313,6 +244,8 @@ def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
         hits["offset"].append((patches["offset"] - labels["offset"])[on_thing].abs().flatten())
         hits["place"].append((patches["place"] - labels["place"]).abs().flatten() * (GRID - 1) / 2)
         hits["radius"].append((patches["radius"][..., 0] - labels["radius"])[on_thing].abs())
+        sums = torch.zeros(len(scenes), MOST + 1).scatter_add_(1, labels["thing"] + 1, patches["share"].exp())[:, 1:]
+        hits["sum"].append((sums - 1)[sums > 0].abs())
         targets = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
         pairs = len(SHAPES) * len(COLOUR_NAMES)
         hits["pairs"].append(((whole[:, :pairs] > 0) == (targets[:, :pairs] > 0))[targets[:, :pairs] > 0])
@@ -356,7 +289,7 @@ def train_tower(
         model.load_state_dict(state["model"], strict=state["step"] < last)
     if state["step"] >= last:
         return model
-    if plan.place and not state["step"]:
+    if plan.ramps and not state["step"]:
         add_ramps(model.tower)
     for tool, saved in zip(tools, state.get("optimisers", []), strict=False):
         tool.load_state_dict(saved)
@@ -369,7 +302,7 @@ def train_tower(
         found = losses(*outputs, labels, targets)
         for tool in tools:
             tool.zero_grad()
-        total_loss(found, plan.detail, plan.place).backward()
+        total_loss(found, plan.detail, plan.place, plan.sums).backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for tool in tools:
             tool.step()

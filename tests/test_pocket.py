@@ -4,6 +4,7 @@ import json
 import socket
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -11,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import adaptprune
 from adaptprune.tabletop import is_right, questions, render, scene
+from adaptprune.tabletop.labels import patch_labels
 
 ASSETS = Path(adaptprune.__file__).parent / "assets"
 POCKET = ASSETS / "pocket"
@@ -194,6 +196,78 @@ def test_mentions_are_found_and_looked_up(processor):
         else:
             assert classes[0] == 1
     assert len(mentions.row) == len(asked)
+
+
+def test_where_words_should_look_sums_to_the_number_of_things(processor):
+    pytest.importorskip("pocket")
+    from pocket.looking import find_looks, shares
+    from pocket.mentions import find_mentions
+    from pocket.turns import Words
+
+    scenes = [scene("train", index) for index in range(12)]
+    labels = [patch_labels(current) for current in scenes]
+    for current, truth in zip(scenes, labels, strict=True):
+        share = shares(truth, np.arange(576))
+        assert not share[truth.thing < 0].any()
+        for number in set(range(len(current.things))) & set(truth.thing):
+            assert share[truth.thing == number].sum() == pytest.approx(1)
+    asked = [questions(current, 0, ["counting", "nearest"], 3) for current in scenes]
+    mentions = find_mentions(Words(processor.tokenizer), scenes, asked)
+    every = np.arange(576)[None].repeat(len(scenes), 0)
+    looks = find_looks(mentions, labels, every)
+    flat = [question for turns in asked for question in turns]
+    assert len(flat) == len(looks.fitting)
+    for question, fitting, following, row in zip(flat, looks.fitting, looks.next, mentions.row.tolist(), strict=True):
+        if question.type == "counting":
+            assert fitting.sum().item() == pytest.approx(int(question.answer), abs=1e-4)
+        else:
+            assert fitting.sum().item() == pytest.approx(1)
+            thing = scenes[row].things[labels[row].thing[following.argmax()]]
+            assert question.answer in (thing.colour, thing.shape)
+
+
+def test_the_loss_of_looking_is_that_of_the_attention_itself(monkeypatch):
+    language = pytest.importorskip("pocket.train_language")
+    from pocket.looking import COUNT_LAYER, HEAD, NEXT_LAYER, SINK
+    from pocket.plans import Phase
+    from pocket.samples import sample
+    from pocket.train_tower import TowerWithHeads
+
+    torch.manual_seed(0)
+    trainer = language.PocketTrainer(TowerWithHeads()).eval()
+    batch = sample(
+        trainer.words, [scene("train", 3), scene("train", 4)], Phase(1, 60, ("nearest", "counting"), 2, 2), 1
+    )
+    features = batch.kept(language.look(trainer.seer, batch.scenes))
+    core, weights = trainer.llava.model.language_model, {}
+    with torch.no_grad():
+        trainer(features, batch.keep, batch.packed)
+        loss, parts = trainer.look(batch)
+        core.config._attn_implementation = "eager"  # adds its mask
+        seen = language.mask(batch.packed, len(trainer.words.prefix) + 60)
+        monkeypatch.setattr(language, "mask", lambda *_: torch.zeros(seen.shape).masked_fill(~seen, -torch.inf))
+        for number in (COUNT_LAYER, NEXT_LAYER):
+            core.layers[number].self_attn.register_forward_hook(
+                lambda _m, _a, output, number=number: weights.update({number: output[1][:, HEAD]})
+            )
+        trainer(features, batch.keep, batch.packed)
+    before = len(trainer.words.prefix)
+    start = before + 60
+    found = {"look": [], "look next": []}
+    for m, (row, place) in enumerate(zip(batch.mentions.row.tolist(), batch.mentions.place.tolist(), strict=True)):
+        seen = weights[COUNT_LAYER][row, start + place].double()
+        wanted = torch.cat([torch.tensor([SINK]), batch.looks.fitting[m]]).double()
+        wanted = wanted / wanted.sum()
+        seen = torch.cat([seen[:1], seen[before:start]])
+        found["look"].append(sum(w * (w / s).log() for w, s in zip(wanted, seen, strict=True) if w))
+        if batch.mentions.near[m] is not None:
+            seen = weights[NEXT_LAYER][row, start + place][before:start].double()
+            wanted = batch.looks.next[m].double()
+            found["look next"].append(sum(w * (w / s).log() for w, s in zip(wanted, seen, strict=True) if w))
+    assert found["look next"]
+    for name, values in found.items():
+        assert parts[name] == pytest.approx(torch.stack(values).mean().item(), abs=1e-4)
+    assert loss.item() == pytest.approx(sum(parts.values()), abs=1e-5)
 
 
 def test_training_resumes_after_a_kill(tmp_path):
