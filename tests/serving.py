@@ -14,8 +14,11 @@ import numpy as np
 import openai
 from PIL import Image
 
+import adaptprune
+from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings, create_app
 from adaptprune.serve.engine import Engine
+from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.server import Server
 
 
@@ -84,3 +87,10 @@ def user(text: str, *urls: str) -> list[dict]:
     """The messages of a first turn: images, then text."""
     images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
+
+
+def tiny(checkpoint, name="tiny", **limits) -> Engine:
+    """An engine whose answers run to their full length."""
+    model, processor = adaptprune.load(checkpoint)
+    model.generation_config.eos_token_id = None
+    return Engine(name, model, processor, EngineLimits(**limits), make_pruner("adaptprune:keep_ratio=0.25"))
