@@ -11,10 +11,13 @@ import re
 import shlex
 from pathlib import Path
 
-from adaptprune.eval.report import by_group
+from adaptprune.eval.report import ahead, by_column, by_group
+from adaptprune.tabletop import QUESTION_TYPES
 
 PAGES = (Path("adaptprune/assets/pocket/README.md"), Path("README.md"))
 RESULTS = Path("docs/results")
+FEW = 3  # columns that fit beside each other with their intervals
+GROUPS = ("total", *QUESTION_TYPES, "two_images")
 
 
 def block(name: str, results: Path = RESULTS) -> str:
@@ -24,7 +27,16 @@ def block(name: str, results: Path = RESULTS) -> str:
     command = shlex.join(["adaptprune", *run["command"][1:]])
     commit = (run["commit"] or "unknown")[:10]
     gate = summary["gate"]
-    lines = ["", f"    {command}      # at commit {commit}", "", by_group(summary)]
+    lines = ["", f"    {command}      # at commit {commit}", ""]
+    if len(summary["columns"]) <= FEW:
+        lines.append(by_group(summary))
+    else:
+        lines += [
+            by_column(summary, GROUPS),
+            "Of the total, these differ by more than their interval:",
+            "",
+            ahead(summary),
+        ]
     if gate["random_loss_at_10_percent"] is not None:
         verdict = "passed" if gate["passed"] else "not passed"
         loss = 100 * gate["random_loss_at_10_percent"]

@@ -16,7 +16,7 @@ from adaptprune.eval import api
 from adaptprune.eval.answers import read
 from adaptprune.eval.columns import UNPRUNED, Column, columns
 from adaptprune.eval.page import write_page
-from adaptprune.eval.report import by_group, markdown, plot, table_csv
+from adaptprune.eval.report import ahead, by_column, by_group, markdown, plot, table_csv
 from adaptprune.eval.runner import Runner
 from adaptprune.eval.stats import Bootstrap, estimate
 from adaptprune.eval.summary import TOTAL, Summary
@@ -150,6 +150,33 @@ def test_the_table_by_group_has_every_question_type_and_its_interval():
     accuracy = summary.rows[1].cells["a"].accuracy
     numbers = [f"{100 * x:.1f}" for x in (accuracy.value, accuracy.low, accuracy.high)]
     assert lines[3].endswith(f"| {numbers[0]} | {numbers[1]} - {numbers[2]} |")
+
+
+def test_the_table_by_column_and_what_is_ahead():
+    summary, _ = toy_summary(
+        {UNPRUNED: 0.9, "fastv@0.1": 0.8, "random@0.1": 0.4, "fastv@0.5": 0.85, "random@0.5": 0.85}
+    )
+    stored = summary.to_dict()
+    lines = by_column(stored, ["total", "b"]).splitlines()
+    assert lines[0] == "| method | keep | tokens | total | b | of unpruned | same answer |"
+    row = summary.rows[2]
+    relative = row.relative
+    numbers = [f"{100 * x:.1f}" for x in (row.cells["total"].accuracy.value, row.cells["b"].accuracy.value,
+                                          relative.value, relative.low, relative.high, row.agreement)]  # fmt: skip
+    total, of_b, value, low, high, same = numbers
+    assert lines[4] == f"| random | 0.1 | 5 | {total} | {of_b} | {value} ({low} - {high}) | {same} |"
+    assert len(lines) == 2 + 5
+    gap = summary.difference(summary.rows[1].column, row.column)
+    points, low, high = (f"{100 * x:.1f}" for x in (gap.value, gap.low, gap.high))
+    assert ahead(stored).splitlines()[2:] == [f"| 0.1 | fastv | random | {points} | {low} - {high} |"]
+
+
+def test_every_separation_of_the_total_is_stored():
+    from adaptprune.eval.summary import _most
+
+    rows = [{"group": "total" if i % 3 == 0 else "a", "place": i} for i in range(200)]
+    found = _most(rows, 50)
+    assert [row["place"] for row in found] == [i for i in range(200) if i % 3 == 0 or i <= 74]
 
 
 def test_a_summary_by_hand():

@@ -13,7 +13,7 @@ from typing import Any
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.stats import Estimate
-from adaptprune.eval.summary import Row, Summary
+from adaptprune.eval.summary import TOTAL, Row, Summary
 
 MOST_PANELS = 12
 
@@ -79,6 +79,33 @@ def by_group(summary: dict[str, Any]) -> str:
             accuracy = cell["accuracy"]
             texts += [percent(accuracy["value"]), f"{percent(accuracy['low'])} - {percent(accuracy['high'])}"]
         lines.append("| " + " | ".join(texts) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def by_column(summary: dict[str, Any], groups: Sequence[str]) -> str:
+    """For many columns, from a summary as it is stored: a line for every method and ratio, ``groups`` across."""
+    columns = summary["columns"]
+    lines = [" | ".join(["| method | keep", "tokens", *groups, "of unpruned", "same answer |"]).replace("_", " ")]
+    lines.append("|---|" + "---:|" * (len(groups) + 4))
+    for column in columns:
+        relative = column["groups"][TOTAL]["relative_to_unpruned"]
+        texts = [column["method"], f"{column['keep_ratio']:g}", f"{column['tokens_kept']:.0f}"]
+        texts += [percent(column["groups"][group]["accuracy"]["value"]) for group in groups]
+        texts.append(f"{percent(relative['value'])} ({percent(relative['low'])} - {percent(relative['high'])})")
+        lines.append("| " + " | ".join([*texts, percent(column["agreement_with_unpruned"])]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def ahead(summary: dict[str, Any]) -> str:
+    """From a summary as it is stored: differences of the total, in points, whose interval is without 0, by ratio."""
+    lines = ["| keep | better | worse | points | 95 % |", "|---:|---|---|---:|---|"]
+    found = [row for row in summary["separations"] if row["group"] == TOTAL]
+    for row in sorted(found, key=lambda row: -row["keep_ratio"]):
+        gap = row["difference"]
+        spread = f"{percent(gap['low'])} - {percent(gap['high'])}"
+        lines.append(
+            f"| {row['keep_ratio']:g} | {row['better']} | {row['worse']} | {percent(gap['value'])} | {spread} |"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -193,8 +193,14 @@ class Summary:
             **({"needs": self.scored_by} if self.scored_by else {}),
             "columns": [row.to_dict() for row in self.rows],
             "gate": self.gate(),
-            "separations": self.separations()[:50],
+            "separations": _most(self.separations()),
         }
+
+
+def _most(separations: list[dict[str, Any]], others: int = 50) -> list[dict[str, Any]]:
+    """All of the total and the largest of the rest, largest first: a run has hundreds."""
+    groups = [row for row in separations if row["group"] != TOTAL][:others]
+    return [row for row in separations if row["group"] == TOTAL or row in groups]
 
 
 class _Seen:
