@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import adaptprune
-from adaptprune.tabletop import is_right, questions, render, scene
+from adaptprune.tabletop import QUESTION_TYPES, is_right, questions, render, scene
 from adaptprune.tabletop.labels import patch_labels
 
 ASSETS = Path(adaptprune.__file__).parent / "assets"
@@ -113,12 +113,12 @@ def test_the_examples_are_test_scenes():
         assert picture.tobytes() == render(scene("test", example["index"])).tobytes()
 
 
-@pytest.mark.parametrize("kind", ["existence", "colour", "shape"])
+@pytest.mark.parametrize("kind", QUESTION_TYPES[:9])
 def test_unseen_scenes_are_answered(model, processor, kind):
-    asked = [(s, q) for s in (scene("test", i) for i in range(5000, 5030)) for q in questions(s, 0, [kind])][:24]
+    asked = [(s, q) for s in (scene("test", i) for i in range(5000, 5040)) for q in questions(s, 0, [kind])][:24]
     given = ask(model, processor, [render(s) for s, _ in asked], [q.question for _, q in asked])
     right = sum(is_right(a, q.answer) for a, (_, q) in zip(given, asked, strict=True))
-    assert right / len(asked) >= 0.8
+    assert right / len(asked) >= 0.75
 
 
 def test_padding_does_not_change_answers(model, processor):
