@@ -1,4 +1,4 @@
-"""Where the words of a question should look: attention of two heads is taught to find the things that are meant.
+"""Where the words of a question should look: attention of three heads is taught to find the things that are meant.
 
 Contract: at the last word of a mention, one head of each of ``COUNT_LAYERS`` spreads its attention evenly over the
 things that fit, with a share on the first token of the prompt that falls as there are more of them (softmax has no sum,
@@ -21,7 +21,7 @@ from pocket.mentions import MOST, NEIGHBOUR_LAYER, Mentions
 
 COUNT_LAYERS, NEXT_LAYER = (2, 3), NEIGHBOUR_LAYER
 HEAD = 0
-SINK = 6.0  # things that the sink weighs as much as; about what tells 11 from 12 and 0 from 1 equally well
+SINK = 6.0  # things that the sink weighs as much as: a light one cannot tell many things apart, a heavy one few
 NOTING = "sdpa_noting"
 
 

@@ -168,7 +168,10 @@ def test_the_table_by_column_and_what_is_ahead():
     assert len(lines) == 2 + 5
     gap = summary.difference(summary.rows[1].column, row.column)
     points, low, high = (f"{100 * x:.1f}" for x in (gap.value, gap.low, gap.high))
-    assert ahead(stored).splitlines()[2:] == [f"| 0.1 | fastv | random | {points} | {low} - {high} |"]
+    assert ahead(stored, "fastv").splitlines() == [
+        "| keep | fastv - random |", "|---:|---:|", f"| 0.1 | {points} ({low} - {high}) |", "| 0.5 | - |"
+    ]  # fmt: skip
+    assert ahead(stored, "random").splitlines()[2] == f"| 0.1 | -{points} (-{high} - -{low}) |"
 
 
 def test_every_separation_of_the_total_is_stored():

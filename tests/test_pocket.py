@@ -1,6 +1,7 @@
 """The pocket model as shipped: plain loading, coherent ids, right answers; and its training code on a tiny plan."""
 
 import json
+import math
 import socket
 from pathlib import Path
 
@@ -213,61 +214,73 @@ def test_where_words_should_look_sums_to_the_number_of_things(processor):
             assert share[truth.thing == number].sum() == pytest.approx(1)
     asked = [questions(current, 0, ["counting", "nearest"], 3) for current in scenes]
     mentions = find_mentions(Words(processor.tokenizer), scenes, asked)
-    every = np.arange(576)[None].repeat(len(scenes), 0)
-    looks = find_looks(mentions, labels, every)
+    looks = find_looks(mentions, labels, np.arange(576)[None].repeat(len(scenes), 0))
     flat = [question for turns in asked for question in turns]
-    assert len(flat) == len(looks.fitting)
-    for question, fitting, following, row in zip(flat, looks.fitting, looks.next, mentions.row.tolist(), strict=True):
+    for question, fits, following, row in zip(flat, looks.fits, looks.next, mentions.row.tolist(), strict=True):
         if question.type == "counting":
-            assert fitting.sum().item() == pytest.approx(int(question.answer), abs=1e-4)
+            assert fits.sum() == int(question.answer)
         else:
-            assert fitting.sum().item() == pytest.approx(1)
+            assert fits.sum() == 1
             thing = scenes[row].things[labels[row].thing[following.argmax()]]
             assert question.answer in (thing.colour, thing.shape)
+            assert following.sum().item() == pytest.approx(1)
 
 
 def test_the_loss_of_looking_is_that_of_the_attention_itself(monkeypatch):
     language = pytest.importorskip("pocket.train_language")
-    from pocket.looking import COUNT_LAYER, HEAD, NEXT_LAYER, SINK
+    from pocket.looking import COUNT_LAYERS, HEAD, NEXT_LAYER, SINK
     from pocket.plans import Phase
     from pocket.samples import sample
     from pocket.train_tower import TowerWithHeads
 
+    def smooth(x):
+        return x * x / 0.2 if abs(x) < 0.1 else abs(x) - 0.05
+
     torch.manual_seed(0)
     trainer = language.PocketTrainer(TowerWithHeads()).eval()
-    batch = sample(
-        trainer.words, [scene("train", 3), scene("train", 4)], Phase(1, 60, ("nearest", "counting"), 2, 2), 1
-    )
+    phase = Phase(1, 60, ("nearest", "counting"), 2, 2)
+    batch = sample(trainer.words, [scene("train", 3), scene("train", 4)], phase, 1)
     features = batch.kept(language.look(trainer.seer, batch.scenes))
     core, weights = trainer.llava.model.language_model, {}
+    before = len(trainer.words.prefix)
     with torch.no_grad():
         trainer(features, batch.keep, batch.packed)
-        loss, parts = trainer.look(batch)
+        loss, parts = trainer.looking.loss(batch.mentions, batch.looks, before)
         core.config._attn_implementation = "eager"  # adds its mask
-        seen = language.mask(batch.packed, len(trainer.words.prefix) + 60)
+        seen = language.mask(batch.packed, before + 60)
         monkeypatch.setattr(language, "mask", lambda *_: torch.zeros(seen.shape).masked_fill(~seen, -torch.inf))
-        for number in (COUNT_LAYER, NEXT_LAYER):
+        for number in (*COUNT_LAYERS, NEXT_LAYER):
             core.layers[number].self_attn.register_forward_hook(
-                lambda _m, _a, output, number=number: weights.update({number: output[1][:, HEAD]})
+                lambda _m, _a, output, number=number: weights.update({number: output[1][:, HEAD].double()})
             )
         trainer(features, batch.keep, batch.packed)
-    before = len(trainer.words.prefix)
-    start = before + 60
-    found = {"look": [], "look next": []}
-    for m, (row, place) in enumerate(zip(batch.mentions.row.tolist(), batch.mentions.place.tolist(), strict=True)):
-        seen = weights[COUNT_LAYER][row, start + place].double()
-        wanted = torch.cat([torch.tensor([SINK]), batch.looks.fitting[m]]).double()
-        wanted = wanted / wanted.sum()
-        seen = torch.cat([seen[:1], seen[before:start]])
-        found["look"].append(sum(w * (w / s).log() for w, s in zip(wanted, seen, strict=True) if w))
-        if batch.mentions.near[m] is not None:
-            seen = weights[NEXT_LAYER][row, start + place][before:start].double()
-            wanted = batch.looks.next[m].double()
-            found["look next"].append(sum(w * (w / s).log() for w, s in zip(wanted, seen, strict=True) if w))
-    assert found["look next"]
-    for name, values in found.items():
-        assert parts[name] == pytest.approx(torch.stack(values).mean().item(), abs=1e-4)
-    assert loss.item() == pytest.approx(sum(parts.values()), abs=1e-5)
+    mentions, looks = batch.mentions, batch.looks
+    where = list(zip(mentions.row.tolist(), (before + 60 + mentions.place).tolist(), strict=True))
+
+    looking = []
+    for layer in COUNT_LAYERS:
+        wrong, rest = [], []
+        for m, (row, place) in enumerate(where):
+            seen = weights[layer][row, place]
+            things = (seen[before : before + 60] / seen[0] * SINK).tolist()
+            for number in looks.fits[m].nonzero()[:, 0].tolist():
+                own = [w for w, t in zip(things, looks.thing[row].tolist(), strict=True) if t == number]
+                wrong.append(smooth(math.log(sum(own) + 1e-4)))
+            meant = looks.fits[m].nonzero()[:, 0].tolist()
+            others = [w for w, t in zip(things, looks.thing[row].tolist(), strict=True) if t not in meant]
+            rest.append(math.log1p(sum(others)))
+        looking.append(sum(wrong) / len(wrong) + sum(rest) / len(rest))
+    assert parts["look"] == pytest.approx(sum(looking) / len(looking), abs=1e-4)
+
+    near = []
+    for m, (row, place) in enumerate(where):
+        if mentions.near[m] is not None:
+            seen = weights[NEXT_LAYER][row, place][before : before + 60]
+            wanted = zip(looks.next[m].tolist(), (seen / seen.sum()).tolist(), strict=True)
+            near.append(sum(w * math.log(w / s) for w, s in wanted if w))
+    assert near
+    assert parts["look next"] == pytest.approx(sum(near) / len(near), abs=1e-4)
+    assert loss.item() == pytest.approx(parts["look"] + parts["look next"], abs=1e-5)
 
 
 def test_training_resumes_after_a_kill(tmp_path):

@@ -96,16 +96,26 @@ def by_column(summary: dict[str, Any], groups: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def ahead(summary: dict[str, Any]) -> str:
-    """From a summary as it is stored: differences of the total, in points, whose interval is without 0, by ratio."""
-    lines = ["| keep | better | worse | points | 95 % |", "|---:|---|---|---:|---|"]
-    found = [row for row in summary["separations"] if row["group"] == TOTAL]
-    for row in sorted(found, key=lambda row: -row["keep_ratio"]):
-        gap = row["difference"]
-        spread = f"{percent(gap['low'])} - {percent(gap['high'])}"
-        lines.append(
-            f"| {row['keep_ratio']:g} | {row['better']} | {row['worse']} | {percent(gap['value'])} | {spread} |"
-        )
+def ahead(summary: dict[str, Any], method: str) -> str:
+    """From a summary as it is stored: by ratio, points of the total by which a method is ahead of each other one.
+
+    A dash stands where the paired interval of the difference holds 0.
+    """
+    pruned = [column for column in summary["columns"] if column["method"] != UNPRUNED]
+    others = list(dict.fromkeys(column["method"] for column in pruned if column["method"] != method))
+    gaps = {}
+    for row in summary["separations"]:
+        if row["group"] == TOTAL and method in (row["better"], row["worse"]):
+            sign, gap = (1, row["difference"]) if row["better"] == method else (-1, row["difference"])
+            value, low, high = (percent(sign * gap[name]) for name in ("value", "low", "high"))
+            other = row["worse"] if sign > 0 else row["better"]
+            gaps[row["keep_ratio"], other] = f"{value} ({low} - {high})" if sign > 0 else f"{value} ({high} - {low})"
+    lines = [
+        "| keep | " + " | ".join(f"{method} - {other}" for other in others) + " |",
+        "|---:|" + "---:|" * len(others),
+    ]
+    for ratio in dict.fromkeys(column["keep_ratio"] for column in pruned):
+        lines.append(f"| {ratio:g} | " + " | ".join(gaps.get((ratio, other), "-") for other in others) + " |")
     return "\n".join(lines) + "\n"
 
 
