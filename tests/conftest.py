@@ -8,6 +8,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a missing
 
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import LlavaProcessor, PreTrainedTokenizerFast
@@ -15,6 +16,8 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from tests.tiny import IMAGE, SIDE, VOCABULARY, llava
 
+settings.register_profile("unhurried", settings(), deadline=None)  # how long an example takes says how busy we are
+settings.load_profile("unhurried")
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
 
 WORDS = ["<pad>", "</s>", "<unk>", *["user", "assistant", ":", "?", "what", "is", "this", "a", "b", "c", "d", "e", "f"]]

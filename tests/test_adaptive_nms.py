@@ -16,7 +16,7 @@ from tests.oracles.nms import explains, greedy, random_coords, random_keys, rand
 
 BACKENDS = ["reference", "numba", "auto"]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
 by_backend = pytest.mark.parametrize("backend", BACKENDS)
 by_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 

@@ -54,7 +54,7 @@ def loaded(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", list(CONVERSATIONS))
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     turns=st.lists(st.text(st.characters(codec="utf-8", exclude_categories=["C"]), min_size=1), min_size=1, max_size=5),
     images=st.integers(0, 2),

@@ -237,7 +237,7 @@ options = st.dictionaries(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.sampled_from(PARAMETERS), junk, max_size=3), st.none() | options)
 def test_generated_requests(server, changes, pruning):
     body = {"model": "tiny", "messages": user("a", PICTURE), "max_tokens": 2, **changes}
@@ -269,7 +269,7 @@ def test_schemathesis(server, mode):
             continue  # nothing to get wrong
         strategy = operation.ok().as_strategy(generation_mode=GenerationMode[mode])
 
-        @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck), database=None)
+        @settings(max_examples=40, suppress_health_check=list(HealthCheck), database=None)
         @given(strategy)
         def check(case):
             called.append(case.operation.label)

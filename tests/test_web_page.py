@@ -255,5 +255,6 @@ def test_webcam(visit):
     tab = visit(permissions=["camera"])
     tab.get_by_role("button", name="Webcam").click()
     tab.get_by_text("Click to Access Webcam").click()
+    tab.wait_for_function("[...document.querySelectorAll('video')].some(video => video.videoWidth && !video.paused)")
     tab.get_by_role("button", name="capture photo").click()
     expect(tab.locator("#question img")).to_have_count(1)  # it goes with the next question
