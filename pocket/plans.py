@@ -77,6 +77,15 @@ HARD: dict[str, Any] = {
     "many": True,
 }
 PLAIN = {**HARD, "blind": False, "pair_every": 4}
+POINTED: dict[str, Any] = {
+    "centres": True,
+    "areas": True,
+    "looks": True,
+    "measure_weight": 1.0,
+    "tower_share": 0.2,
+    "detail": True,
+    "warmup": 25,
+}
 
 PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
     "pocket": (
@@ -187,15 +196,9 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
             "language-5",
             LanguagePlan(
                 phases=(Phase(550, 576, SUMS, 1, 4, fresh=True, first=1430, joint=True, **PLAIN, rates=(0.5, 0.4725)),),
-                centres=True,
-                areas=True,
-                looks=True,
                 look_weight=1.0,
-                measure_weight=1.0,
-                tower_share=0.2,
-                detail=True,
-                warmup=25,
                 validate_every=200,
+                **POINTED,
             ),
         ),
         (
@@ -204,15 +207,9 @@ PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
                 phases=(
                     Phase(2500, 576, MORE_SUMS, 1, 4, fresh=True, first=1980, joint=True, **PLAIN, rates=(0.45, 0.01)),
                 ),
-                centres=True,
-                areas=True,
-                looks=True,
                 look_weight=2.0,
-                measure_weight=1.0,
-                tower_share=0.2,
-                detail=True,
-                warmup=25,
                 validate_every=250,
+                **POINTED,
             ),
         ),
     ),

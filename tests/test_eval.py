@@ -295,6 +295,7 @@ def test_a_folder_with_another_run_is_refused(tmp_path):
     api.check_folder(tmp_path, dict(record))
     saved = json.loads((tmp_path / "run.json").read_text())
     assert {"run", "command", "versions", "python", "commit", "model_revision", "seeds", "protocol"} <= set(saved)
+    assert "/" not in saved["command"][0]  # results are shared: no path of the machine
     with pytest.raises(AdaptPruneError, match="holds another run \\(model was 'pocket'\\)"):
         api.check_folder(tmp_path, {**record, "model": "x"})
     (tmp_path / "run.json").write_text("[1")

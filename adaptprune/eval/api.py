@@ -276,7 +276,7 @@ def write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "run": record,
-        "command": sys.argv,
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where it is installed
         "protocol": protocol,
         "model_revision": getattr(model.config, "_commit_hash", None),
         "model_dtype": str(model.dtype).removeprefix("torch."),
