@@ -12,11 +12,11 @@ from transformers import DynamicCache
 
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
+from adaptprune.testing.oracle import hiding
+from adaptprune.testing.specimen import IMAGE, build, clip, text
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.viz import pictures_seen
-from tests.hiding import hiding
 from tests.test_families import TOLERANCE, gone
-from tests.zoo import SPECIMENS, specimen
-from tests.zoo_parts import IMAGE, build, clip, text
 
 WORDS = torch.tensor([[70, 71, 72, 73]])
 

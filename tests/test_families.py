@@ -9,10 +9,10 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.families import family_of
+from adaptprune.testing.oracle import decoder_layers, hiding
+from adaptprune.testing.specimen import LAYERS, PAD
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.viz import CELL, GAP, overlay, pictures_seen
-from tests.hiding import decoder_layers, hiding
-from tests.zoo import SPECIMENS, specimen
-from tests.zoo_parts import LAYERS, PAD
 
 STEPS = 5
 TOLERANCE = 1e-4
@@ -169,7 +169,7 @@ def test_report_and_cache_lengths(family):
 def test_after_an_exception_the_model_is_as_before(family):
     one = specimen(family)
     inputs = one.inputs(1)
-    plain, base = one.model(**inputs).logits, family_of(one.model.config).base(one.model)
+    plain, base = one.model(**inputs).logits, one.model.model
     before = set(vars(base))
     broken = decoder_layers(one.model)[4].mlp.register_forward_pre_hook(lambda *_: 1 / 0)
     with (

@@ -10,10 +10,10 @@ from transformers import DynamicCache, TextIteratorStreamer
 
 import adaptprune
 from adaptprune import AdaptPruneError
-from tests.hiding import hiding
+from adaptprune.testing.oracle import hiding
+from adaptprune.testing.specimen import IMAGE
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.test_families import FAMILY, LAYERS, TOLERANCE, first_layer, generate, gone
-from tests.zoo import SPECIMENS, specimen
-from tests.zoo_parts import IMAGE
 
 #: Causal with one grid, tiles and newlines, 3-D positions, deepstack, sliding windows with bidirectional images.
 KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3"])

@@ -13,7 +13,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlavaConfig, LlavaForCo
 
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
-from tests.hiding import hiding
+from adaptprune.testing.oracle import hiding
 from tests.tiny import CASES, IMAGE, LAYERS, RUN, SIDE, Hidden, batch, dropped, llava, oracle, prompt
 
 TOLERANCE = 1e-4

@@ -13,8 +13,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.test_families import FAMILY, TOLERANCE, first_layer, generate
-from tests.zoo import SPECIMENS, specimen
 
 STAND_IN = "flash_stand_in"
 

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parent.parent
 SCRIPT = """
 import json, torch, adaptprune
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
-from tests.zoo_parts import IMAGE, build, clip, text
+from adaptprune.testing.specimen import IMAGE, build, clip, text
 import transformers as hf
 
 before = "other_family" in __import__("sys").modules

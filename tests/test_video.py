@@ -7,10 +7,10 @@ import torch
 
 import adaptprune
 from adaptprune.families import FAMILIES
-from tests.hiding import hiding
+from adaptprune.testing.oracle import hiding
+from adaptprune.testing.specimen import VIDEO, VOCABULARY
+from adaptprune.testing.zoo import specimen
 from tests.test_families import LAYERS, TOLERANCE, first_layer, generate, gone
-from tests.zoo import specimen
-from tests.zoo_parts import VIDEO, VOCABULARY
 
 FRAMES = 4
 #: Rows and columns of a frame's tokens.

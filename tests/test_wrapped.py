@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import adaptprune
-from tests.hiding import hiding
+from adaptprune.testing.oracle import hiding
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.test_families import TOLERANCE, first_layer, generate, gone
-from tests.zoo import SPECIMENS, specimen
 
 KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "gemma3"])
 

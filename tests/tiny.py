@@ -9,7 +9,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import Cache, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 IMAGE, PAD, VOCABULARY = 99, 0, 100
 SIDE = 6  # 36 visual tokens per image
@@ -102,6 +102,11 @@ def dropped(report, inputs: dict[str, Tensor]) -> list[list[int]]:
     return [sorted(tokens - set(sample.kept)) for tokens, sample in zip(visual, report.samples, strict=True)]
 
 
+def cache_in(kwargs):
+    """The KV cache among a layer's arguments, by whatever name."""
+    return next((value for value in kwargs.values() if isinstance(value, Cache)), None)
+
+
 @contextmanager
 def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
     """The unpruned model with a 4-D mask that hides tokens from layer K on. Shares no code with the package."""
@@ -109,7 +114,7 @@ def oracle(model: nn.Module, hidden: Hidden) -> Iterator[None]:
     def rewrite(number: int, module: nn.Module, args, kwargs):
         states = args[0] if args else kwargs["hidden_states"]
         rows, queries = states.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         past = cache.layers[0].keys.shape[-2] - queries if number and cache is not None else seen(cache)
         total = past + queries
         visible = torch.ones(rows, total, dtype=torch.bool)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families.base import ENCODERS, Family, Layout, join
+from adaptprune.families.base import Family, Layout, join
 from adaptprune.registry import Registry
 
 FAMILIES = Registry(
@@ -33,7 +33,7 @@ FAMILIES = Registry(
     group="adaptprune.families",
 )
 
-__all__ = ["ENCODERS", "FAMILIES", "Family", "Layout", "family_of", "join", "list_families"]
+__all__ = ["FAMILIES", "Family", "Layout", "family_of", "join", "list_families"]
 
 
 def list_families() -> list[str]:

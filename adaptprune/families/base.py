@@ -1,4 +1,4 @@
-"""What a family tells about a model: its parts, and where its visual tokens lie on their grids. No hooks, no rules."""
+"""What a family tells about a model: where its visual tokens lie on their grids. No hooks, no rules."""
 
 from __future__ import annotations
 
@@ -8,13 +8,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
-
-#: How a picture or video is put in: the method of the base module that encodes it, and its placeholder in the config.
-ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
-PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +41,8 @@ class Layout:
 class Family:
     """One visual layout.
 
-    A subclass sets `model_types` and overrides `cells`; the rest has defaults that fit most models. The base module of
-    a model (`model.model`) encodes pictures by `get_image_features` and videos by `get_video_features`, and puts the
-    features in place of placeholders in the order of the prompt.
+    A subclass sets `model_types` and overrides `cells`; the rest has defaults that fit most models. Where the parts of
+    a model are is found by its structure (`adaptprune.hooks.seams.parts`).
     """
 
     model_types: ClassVar[tuple[str, ...]] = ()
@@ -75,29 +70,18 @@ class Family:
         """The first decoder layer before which tokens can leave."""
         return 0
 
-    def base(self, model: nn.Module) -> nn.Module:
-        """The module that encodes the pictures and whose forward sees `input_ids`."""
-        inner = getattr(model, "model", model)
-        assert isinstance(inner, nn.Module)
-        return inner
-
-    def decoder(self, model: nn.Module) -> nn.Module:
-        """The language model; its `layers` are the decoder layers."""
-        decoder = self.base(model).language_model
-        assert isinstance(decoder, nn.Module)
-        return decoder
-
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         """Where the tokens of each encoded picture or video lie.
 
         Parameters
         ----------
         base : nn.Module
+            The module that encodes them; its `config` is the model's.
         modality : {"image", "video"}
         inputs : mapping
-            Arguments of the method that encoded them (`ENCODERS`); empty if it ran before the model was pruned.
-        features
-            What it returned; its `pooler_output` goes in place of the placeholders.
+            Arguments of the method that encoded them; empty if it ran before the model was pruned.
+        features : Tensor or sequence of Tensor, (tokens, D) each
+            What goes in place of the placeholders.
 
         Returns
         -------
@@ -107,62 +91,74 @@ class Family:
         """
         raise NotImplementedError(f"{type(self).__name__} does not override cells")
 
-    def group(self, ids: Tensor, places: Sequence[Tensor]) -> list[int]:
+    def group(self, labels: Tensor, places: Sequence[Tensor]) -> list[int]:
         """The image that each unit returned by `cells` belongs to, for families that return tiles.
 
         Parameters
         ----------
-        ids : Tensor, (L,), int64
-            One row of `input_ids`.
+        labels : Tensor, (L,), int64
+            Of one row: equal where the prompt has equal tokens (its `input_ids`, if those are known).
         places : sequence of Tensor, (n,), int64
             Placeholders of each unit.
         """
         return list(range(len(places)))
 
-    def layout(self, config: Any, ids: Tensor, encoded: Mapping[str, Sequence[Tensor]]) -> list[Layout]:
-        """One Layout per row of `ids`, empty ones for text.
+    def layout(
+        self, labels: Tensor, found: Mapping[str, Tensor], encoded: Mapping[str, Sequence[Tensor]]
+    ) -> list[Layout]:
+        """One Layout per row of a batch, empty ones for text.
 
         Parameters
         ----------
-        ids : Tensor, (B, L), int64
+        labels : Tensor, (B, L), int64
+            See `group`.
+        found : mapping of str to Tensor, (B, L), bool
+            By modality, where the placeholders are.
         encoded : mapping
-            What `cells` returned, by modality. With several sequences per prompt (beams) the rows of `ids` are
-            repeated, these are not.
+            What `cells` returned, by modality. With several sequences per prompt (beams) the rows are repeated, these
+            are not.
         """
-        rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in ids]
+        rows: list[list[tuple[Tensor, Tensor]]] = [[] for _ in labels]
         for modality, units in encoded.items():
-            found = (ids == getattr(config, PLACEHOLDERS[modality])).cpu()
-            copies, rest = divmod(int(found.sum()), max(1, sum(map(len, units))))
-            if rest or not copies or len(ids) % copies:
+            masks = found[modality].cpu()
+            copies, rest = divmod(int(masks.sum()), max(1, sum(map(len, units))))
+            if rest or not copies or len(labels) % copies:
                 raise AdaptPruneError(
-                    f"the prompts have {int(found.sum())} {modality} placeholders, not a multiple of the "
+                    f"the prompts have {int(masks.sum())} {modality} placeholders, not a multiple of the "
                     f"{sum(map(len, units))} that the {modality}s take: build the prompts with the model's own "
                     "processor, and read each in one forward (no prefill_chunk_size)."
                 )
-            for row, mask in enumerate(found):
+            for row, mask in enumerate(masks):
                 if row % copies == 0:
                     taken, units = _take(units, int(mask.sum()), modality)
                 parts = mask.nonzero()[:, 0].split([len(unit) for unit in taken])
                 rows[row] += zip(parts, taken, strict=True)
-        return [
-            self._one(line, sorted(parts, key=lambda part: int(part[0][0])))
-            for line, parts in zip(ids, rows, strict=True)
-        ]
+        return [self.row(line, parts) for line, parts in zip(labels, rows, strict=True)]
 
-    def _one(self, ids: Tensor, parts: list[tuple[Tensor, Tensor]]) -> Layout:
+    def row(self, labels: Tensor, parts: Sequence[tuple[Tensor, Tensor]]) -> Layout:
+        """The layout of one row.
+
+        Parameters
+        ----------
+        labels : Tensor, (L,), int64
+            See `group`.
+        parts : sequence of (Tensor, Tensor)
+            Of each unit, the places of its placeholders, (n,), and its cells, (n, 3).
+        """
+        parts = sorted(parts, key=lambda part: int(part[0][0]))
         if not parts:
-            return Layout.empty(ids.device)
+            return Layout.empty(labels.device)
         grids, coords = 0, []
         for _, cells in parts:
             cells = cells.cpu()
             shift = torch.tensor([grids, 0, 0])
             coords.append(torch.where(cells < 0, cells, cells + shift))
             grids += int(cells[:, 0].max()) + 1
-        images = self.group(ids.cpu(), [places for places, _ in parts])
+        images = self.group(labels.cpu(), [places for places, _ in parts])
         owners = [torch.full((len(places),), image) for (places, _), image in zip(parts, images, strict=True)]
         placed = torch.cat(coords)[:, 0] >= 0
         fields = (torch.cat([places for places, _ in parts]), torch.cat(coords), torch.cat(owners))
-        return Layout(*(field[placed].to(ids.device) for field in fields))
+        return Layout(*(field[placed].to(labels.device) for field in fields))
 
 
 def _take(units: Sequence[Tensor], count: int, modality: str) -> tuple[list[Tensor], Sequence[Tensor]]:

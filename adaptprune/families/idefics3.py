@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from adaptprune.families.base import Family, squares
 
@@ -20,19 +20,14 @@ class Idefics3(Family):
     def picture_per_grid(self, config: Any) -> bool:
         return True
 
-    def decoder(self, model: nn.Module) -> nn.Module:
-        decoder = self.base(model).text_model
-        assert isinstance(decoder, nn.Module)
-        return decoder
-
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         tower = base.config.vision_config
         tokens = (tower.image_size // tower.patch_size) ** 2 // base.config.scale_factor**2
-        tiles = sum(len(part) for part in features.pooler_output) // tokens
+        tiles = sum(len(part) for part in features) // tokens
         return squares(torch.empty(tiles, tokens, 0))
 
-    def group(self, ids: Tensor, places: Sequence[Tensor]) -> list[int]:
-        marks = [int(ids[tile[0] - 1]) if tile[0] else -1 for tile in places]
+    def group(self, labels: Tensor, places: Sequence[Tensor]) -> list[int]:
+        marks = [int(labels[tile[0] - 1]) if tile[0] else -1 for tile in places]
         images = [0]
         for mark in marks[:-1]:
             images.append(images[-1] + int(mark == marks[-1]))  # the last tile is a whole image: it shows the mark

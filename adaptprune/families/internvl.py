@@ -21,9 +21,9 @@ class InternVL(Family):
         return True
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        return squares(features.pooler_output)
+        return squares(features)
 
-    def group(self, ids: Tensor, places: Sequence[Tensor]) -> list[int]:
+    def group(self, labels: Tensor, places: Sequence[Tensor]) -> list[int]:
         images = [0]
         for before, after in pairwise(places):
             images.append(images[-1] + int(after[0] != before[-1] + 1))

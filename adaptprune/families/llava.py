@@ -42,7 +42,7 @@ class Llava(Family):
             return whole_patches(inputs, config.vision_config.patch_size)
         # "full" keeps the class token in front of the patches: it has no place on the grid and is never pruned
         full = config.vision_feature_select_strategy == "full"
-        return squares(features.pooler_output, CLASS_TOKENS[config.vision_config.model_type] if full else 0)
+        return squares(features, CLASS_TOKENS[config.vision_config.model_type] if full else 0)
 
 
 def whole_patches(inputs: Mapping[str, Any], size: int) -> list[Tensor]:

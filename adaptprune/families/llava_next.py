@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from adaptprune.families.base import Family, argument, placeless, raster
+from adaptprune.hooks.seams.parts import packed, tile_counts
 
 
 class LlavaNext(Family):
@@ -38,13 +38,10 @@ def unpadded(base: Any, image_sizes: Tensor, tiled: Sequence[bool], **options: A
     """
     tower = base.config.vision_config
     side = tower.image_size // tower.patch_size
-    counts = [
-        image_size_to_num_patches(size, base.config.image_grid_pinpoints, tower.image_size) if tiles else 1
-        for size, tiles in zip(image_sizes, tiled, strict=True)
-    ]
+    counts = [count if tiles else 1 for count, tiles in zip(tile_counts(base, image_sizes), tiled, strict=True)]
     markers = [torch.zeros(count, side * side, 1) for count in counts]
-    packed, _ = base.pack_image_features(markers, image_sizes, image_newline=torch.ones(1), **options)
-    return [_cells(line[:, 0].bool(), side) for line in packed]
+    lines = packed(base, markers, image_sizes, newline=torch.ones(1), **options)
+    return [_cells(line[:, 0].bool(), side) for line in lines]
 
 
 def _cells(newline: Tensor, side: int) -> Tensor:

@@ -23,6 +23,6 @@ class LlavaNextVideo(LlavaNext):
         if modality == "image":
             return super().cells(base, modality, inputs, features)
         frames = argument(inputs, "pixel_values_videos").shape[1]
-        videos, tokens = features.pooler_output.shape[:2]
+        videos, tokens = features.shape[:2]
         side = math.isqrt(tokens // frames)
         return [raster(frames, side, side)] * videos

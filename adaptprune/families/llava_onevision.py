@@ -23,7 +23,7 @@ class LlavaOnevision(Family):
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "video":
             frames = argument(inputs, "pixel_values_videos").shape[1]
-            videos, tokens = features.pooler_output.shape[:2]
+            videos, tokens = features.shape[:2]
             side = math.isqrt((tokens - 1) // frames)
             return [torch.cat([raster(frames, side, side), placeless(1)])] * videos
         sizes, counts = argument(inputs, "image_sizes"), inputs.get("batch_num_images")

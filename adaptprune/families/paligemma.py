@@ -21,4 +21,4 @@ class PaliGemma(Family):
         return True
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        return squares(features.pooler_output)
+        return squares(features)

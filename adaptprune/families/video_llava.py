@@ -19,5 +19,5 @@ class VideoLlava(Family):
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "video":
-            return squares(features.pooler_output, extra=1, group=argument(inputs, "pixel_values_videos").shape[1])
-        return squares(features.pooler_output, extra=int(base.config.vision_feature_select_strategy == "full"))
+            return squares(features, extra=1, group=argument(inputs, "pixel_values_videos").shape[1])
+        return squares(features, extra=int(base.config.vision_feature_select_strategy == "full"))

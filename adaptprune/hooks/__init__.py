@@ -1,10 +1,27 @@
-"""Pruning inside a stock transformers model: the only part of the project that depends on how transformers works.
+"""Pruning inside a stock transformers model.
 
 No forward is copied and no class is swapped. Pre-hooks rewrite what the decoder layers from K on are handed; a
 registered attention function looks at one row of attention in layer K-1 and then calls the model's own. What was
 dropped is remembered on the KV cache, never on the model, so that interleaved generations do not see each other.
+
+Everything that is assumed about how transformers works is in `adaptprune.hooks.seams`, which other rooms use, too; it is
+imported without the rest.
 """
 
-from adaptprune.hooks.handle import PruneHandle, prune
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptprune.hooks.handle import PruneHandle, prune
 
 __all__ = ["PruneHandle", "prune"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module("adaptprune.hooks.handle"), name)
+    globals()[name] = value
+    return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,7 +11,8 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.hooks.cache import window
+from adaptprune.hooks.seams.cache import window
+from adaptprune.hooks.seams.calls import MASK, POSITIONS, ROTARY
 from adaptprune.hooks.state import Call
 
 
@@ -23,23 +25,40 @@ def take(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.expand(rows.shape[0], *tensor.shape[1:])[lines, rows.clamp_min(0)]
 
 
-def layer_kwargs(call: Call, layer: int, kwargs: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Keyword arguments of a decoder layer, narrowed; the same object if there is nothing to change."""
+def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: str) -> dict[str, Any]:
+    """A decoder layer's arguments by name, narrowed; the same object if there is nothing to change."""
     if call.view_at(layer) is None:
-        return kwargs
-    changed, rows = dict(kwargs), call.rows_at(layer)
+        return arguments
+    changed, rows, mask = dict(arguments), call.rows_at(layer), arguments.get(MASK)
     if rows is not None:
-        if kwargs.get("position_embeddings") is not None:
-            pair = kwargs["position_embeddings"]
-            changed["position_embeddings"] = _once(call, layer, pair, lambda: tuple(take(part, rows) for part in pair))
+        if arguments.get(ROTARY) is not None:
             # Positions are in the embeddings already. Flash attention would read the gaps that pruning leaves in
             # position_ids as borders between packed sequences.
-            changed["position_ids"] = None
-        elif kwargs.get("position_ids") is not None:
-            changed["position_ids"] = take(kwargs["position_ids"], rows)
-    mask = kwargs.get("attention_mask")
-    changed["attention_mask"] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
+            changed[POSITIONS] = None
+        for name, value in changed.items():
+            if name != MASK and value is not None:
+                changed[name] = _once(call, layer, value, partial(_per_token, call, rows, name, value))
+    changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
     return changed
+
+
+def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
+    """An argument of a layer without the values of dropped tokens; the same object if it has no value per token.
+
+    Values per token are told by their shape: as many as the forward has tokens, behind the batch. In any other place
+    that number is no accident either, and what it stands for is not known here, so it is refused.
+    """
+    if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
+        parts = [_per_token(call, rows, name, part) for part in value]
+        return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
+    if not isinstance(value, Tensor) or call.length == 1 or call.length not in value.shape:
+        return value
+    if value.ndim >= 2 and value.shape[1] == call.length and value.shape[0] in (1, call.batch):
+        return take(value, rows)
+    raise AdaptPruneError(
+        f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens, and "
+        "it is not known how to take dropped tokens out of it: this model cannot be pruned with it."
+    )
 
 
 def _once(call: Call, layer: int, given: Any, work: Callable[[], Any]) -> Any:
@@ -100,12 +119,12 @@ def _narrow_block_mask(mask: BlockMask, rows: Tensor, columns: Tensor, held: Ten
     return create_block_mask(mask_mod, batch, heads, rows.shape[1], columns.shape[1], device=rows.device)
 
 
-def whole_conversation(call: Call, layer: int, kwargs: dict[str, Any], backend: str) -> dict[str, Any]:
-    """Keyword arguments of a layer as if this forward had begun at position 0, for `Call.anew`."""
+def whole_conversation(call: Call, layer: int, arguments: dict[str, Any], backend: str) -> dict[str, Any]:
+    """A layer's arguments as if this forward had begun at position 0, for `Call.anew`."""
     assert call.rotary is not None
     dtype = call.rotary[0].dtype
     mask = _once(call, layer, call.state, lambda: _causal_mask(call, layer, dtype, backend))
-    return {**kwargs, "position_embeddings": call.rotary, "position_ids": None, "attention_mask": mask}
+    return {**arguments, ROTARY: call.rotary, POSITIONS: None, MASK: mask}
 
 
 def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> Any:

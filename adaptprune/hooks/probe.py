@@ -1,77 +1,19 @@
-"""One row of attention from one layer, with the model's own attention kernel left on.
+"""One row of attention: the last prompt token's probabilities, from the query and key states of one layer.
 
-Only layer K-1's attention module gets a copy of its config that names a registered function. That function works out
-the last prompt token's probabilities from the query and key states (after RoPE and norms, whatever the model) and then
-calls the implementation that the model was loaded with.
+The states are after RoPE and norms, whatever the model (`adaptprune.hooks.seams.attention` hands them over); the model's
+own attention kernel stays on.
 """
 
 from __future__ import annotations
 
-import copy
-import sys
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.narrow import take
 from adaptprune.hooks.state import Call
-
-NAME = "adaptprune_probe"
-#: Attribute of a watched attention module: its own config, and whom to tell. There, so that all go together.
-WATCH = "_adaptprune_watch"
-
-
-class _Original:
-    """The attention module as its own implementation knows it: flash attention reads its name from `config`."""
-
-    def __init__(self, module: nn.Module, config: Any) -> None:
-        self._module, self.config = module, config
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._module, name)
-
-
-def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], None]:
-    """Call ``watch(query, key, attention_mask, scaling, softcap, sliding_window)`` before every attention of a module.
-
-    Returns the function that puts the module back as it was.
-    """
-    config: Any = attention.config
-    _implementation(attention, config)  # fails now rather than in the first forward
-    ALL_ATTENTION_FUNCTIONS.register(NAME, _probe)
-    changed = copy.copy(config)
-    changed._attn_implementation = NAME
-    attention.config = changed
-    setattr(attention, WATCH, (config, torch.compiler.disable(watch)))
-
-    def remove() -> None:
-        attention.config = config
-        delattr(attention, WATCH)
-
-    return remove
-
-
-def _implementation(attention: nn.Module, config: Any) -> Callable[..., Any]:
-    name = config._attn_implementation or "eager"
-    eager = getattr(sys.modules[type(attention).__module__], "eager_attention_forward", None)
-    if name == "eager" and eager is None:
-        raise AdaptPruneError(
-            f"cannot watch the eager attention of {type(attention).__name__}: "
-            "load the model with attn_implementation='sdpa'."
-        )
-    found: Callable[..., Any] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-    return found
-
-
-def _probe(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any) -> Any:
-    config, watch = getattr(module, WATCH)
-    watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
-    return _implementation(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
 
 
 def last_token_attention(

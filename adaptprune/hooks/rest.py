@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
-from adaptprune.hooks import cache as kv
+from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.state import BELOW, Call, places
 from adaptprune.report import PruneReport, SampleReport
 
@@ -18,19 +16,22 @@ def evict(call: Call, num_layers: int) -> None:
     final = state.views[max(state.views)]
     for index in range(num_layers):
         layer, width = call.cache.layers[index], kv.window(call.cache, index)
-        held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -layer.keys.shape[-2] :]
-        place = places(held, call.total).gather(1, final.index.clamp_min(0)).clamp_min(0).to(layer.keys.device)
+        keys, values = kv.contents(layer)  # type: ignore[misc]
+        held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -kv.held(layer) :]
+        place = places(held, call.total).gather(1, final.index.clamp_min(0)).clamp_min(0).to(keys.device)
         place = place[:, -width + 1 :] if width is not None else place
-        for name in ("keys", "values"):
-            states = getattr(layer, name)  # (B, H, S, d)
-            lines = place[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3])
-            setattr(layer, name, states.gather(2, lines))
+        kv.replace(layer, _taken(keys, place), _taken(values, place))
     for stage in (BELOW, *state.stages):
         state.views[stage] = final
 
 
-def own_output(call: Call, layer: int, output: Any, full: bool) -> Any:
-    """The base's output for the tokens of this forward alone, spread out to all of them if `full`.
+def _taken(states: Tensor, place: Tensor) -> Tensor:
+    """Places (B, S) of states (B, H, L, d)."""
+    return states.gather(2, place[:, None, :, None].expand(-1, states.shape[1], -1, states.shape[3]))
+
+
+def own_output(call: Call, layer: int, hidden: Tensor, full: bool) -> Tensor:
+    """The base's hidden states for the tokens of this forward alone, spread out to all of them if `full`.
 
     Spread out, `labels` and indices in `logits_to_keep` fit it: each dropped position repeats the state of the last
     one kept before it, which in the pruned sequence is the token that predicts the next. After choosing anew the
@@ -38,24 +39,18 @@ def own_output(call: Call, layer: int, output: Any, full: bool) -> Any:
     """
     rows = call.rows_at(layer)
     assert rows is not None
-    hidden: Tensor = output[0]
     begin = call.anew or 0
     if full:
         slots = places(rows, call.length).cummax(dim=1).values.clamp_min(0)[:, begin:].to(hidden.device)
-        states = hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
-    else:
-        states = hidden[:, -int((rows >= begin).sum(dim=1).max()) :]
-    if isinstance(output, tuple):
-        return (states, *output[1:])
-    output.last_hidden_state = states
-    return output
+        return hidden.gather(1, slots[..., None].expand(-1, -1, hidden.shape[-1]))
+    return hidden[:, -int((rows >= begin).sum(dim=1).max()) :]
 
 
 def report_of(call: Call, before: PruneReport, backend: str) -> PruneReport:
     """The report of one prompt."""
-    layers = [layer for layer in getattr(call.cache, "layers", ()) if layer.keys is not None]
-    sizes = [layer.keys.nbytes + layer.values.nbytes for layer in layers]
-    lengths = [layer.keys.shape[-2] for layer in layers]
+    filled = [pair for layer in kv.layers_of(call.cache) if (pair := kv.contents(layer)) is not None]
+    sizes = [keys.nbytes + values.nbytes for keys, values in filled]
+    lengths = [keys.shape[-2] for keys, _ in filled]
     whole = [_unpruned(call, index, held) for index, held in enumerate(lengths)]
     samples = [SampleReport() for _ in range(call.batch)]
     for sample, layout, alive in zip(samples, call.layouts or (), call.alive, strict=False):

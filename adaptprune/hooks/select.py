@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, join
-from adaptprune.hooks import cache as kv
-from adaptprune.hooks.layers import attention_of, key_projection
-from adaptprune.hooks.probe import install, last_token_attention
+from adaptprune.hooks.facts import broken
+from adaptprune.hooks.probe import last_token_attention
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams.attention import install
+from adaptprune.hooks.seams.parts import attention_of, key_projection, normalised
 from adaptprune.hooks.state import BELOW, Call, History, places
 from adaptprune.pruner import Pruner, VisualTokens
 
@@ -52,6 +54,11 @@ class Selector:
                 )
             if self.pruner.needs & {"keys", "raw_keys", "previous_keys"}:
                 key_projection(self.layers[layer])
+
+    @property
+    def watched(self) -> list[nn.Module]:
+        """The layers whose attention is looked at."""
+        return [self.layers[stage - 1] for stage in self.stages] if "attention" in self.pruner.needs else []
 
     def watch(self) -> list[Callable[[], None]]:
         """Start to capture the cues; returns the functions that end it."""
@@ -124,6 +131,12 @@ class Selector:
             )
         return keep
 
+    def _check_cues(self, call: Call, stage: int) -> None:
+        """Raise AdaptPruneError if a cue was not captured: its layer no longer works as it was watched."""
+        for cue, captured in (("attention", call.attention), ("previous_keys", call.keys)):
+            if cue in self.pruner.needs and stage - 1 not in captured:
+                raise broken(f"layer {stage - 1} ran, and its {cue.removeprefix('previous_')} were not seen")
+
     def _tokens(
         self, call: Call, stage: int, hidden: Tensor, row: int, layout: Layout, members: Tensor, slots: Tensor | None
     ) -> VisualTokens:
@@ -131,6 +144,7 @@ class Selector:
         positions = layout.positions[members]
         place = positions if slots is None else slots[row, positions]
         states = hidden[row, place.to(hidden.device)]
+        self._check_cues(call, stage)
         attention, listed = call.attention.get(stage - 1, (None, None))
         if attention is not None and listed is not None:
             columns = places(listed[row : row + 1], call.total)[0, positions + call.past].to(attention.device)
@@ -140,8 +154,8 @@ class Selector:
         if "previous_keys" in self.pruner.needs:
             keys = call.keys[stage - 1][row, place.to(call.keys[stage - 1].device)].to(states.device)
         elif "keys" in self.pruner.needs:
-            layer: Any = self.layers[stage]
-            keys = key_projection(layer)(layer.input_layernorm(states)).to(states.device)
+            layer = self.layers[stage]
+            keys = key_projection(layer)(normalised(layer, states)).to(states.device)
         elif "raw_keys" in self.pruner.needs:
             keys = key_projection(self.layers[stage])(states).to(states.device)
         return VisualTokens(states, layout.coords[members].to(states.device), attention, keys)

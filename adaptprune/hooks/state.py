@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
-from adaptprune.hooks.cache import visible
+from adaptprune.hooks.seams.cache import visible
 
 #: The stage of the layers before every stage.
 BELOW = -1
@@ -137,6 +137,8 @@ class Call:
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
         Positions of the prompt that `generate()` was given, if it runs: tokens behind it are guesses of a draft.
+    layers : int
+        How many decoder layers were seen to run.
     anew : int or None
         Where this forward's own tokens begin, if the whole conversation goes through the layers from the first stage
         on, so that old tokens are chosen anew.
@@ -160,6 +162,7 @@ class Call:
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
+    layers: int = 0
     anew: int | None = None
     rotary: tuple[Tensor, ...] | None = None
 

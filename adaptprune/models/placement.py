@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families import family_of
 from adaptprune.registry import did_you_mean
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -135,9 +134,11 @@ def outside_of_decoder(config: Any) -> list[str]:
     """
     from transformers import AutoModelForImageTextToText
 
+    from adaptprune.hooks.seams.parts import parts_of
+
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    decoder = family_of(config).decoder(model)
+    decoder = parts_of(model).decoder
     path = next(name for name, module in model.named_modules() if module is decoder).split(".")
     skipped, parent, prefix = [], model, ""
     for step in path:

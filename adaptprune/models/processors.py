@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import processors as seam
 
 NEEDS_TORCHVISION = "needs torchvision, in the build that belongs to your torch: pip install torchvision"
 
@@ -22,11 +23,9 @@ def read_processor(source: str, config: Any, where: Mapping[str, Any]) -> Any:
         The processor's class itself cannot do without torchvision (Pixtral's).
     """
     from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer
-    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-    from transformers.utils import is_torchvision_available
 
-    kind = PROCESSOR_MAPPING.get(type(config), None)
-    if kind is None or is_torchvision_available():
+    kind = seam.class_for(config)
+    if kind is None or seam.has_torchvision():
         return AutoProcessor.from_pretrained(source, **where)
     try:
         attributes = kind.get_attributes()
@@ -35,27 +34,10 @@ def read_processor(source: str, config: Any, where: Mapping[str, Any]) -> Any:
     if "video_processor" not in attributes:
         return AutoProcessor.from_pretrained(source, **where)
     parts: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    arguments = [parts[name].from_pretrained(source, **where) if name in parts else _no_video() for name in attributes]
-    settings, _ = kind.get_processor_dict(source, **where)
-
-    class Lenient(kind):  # type: ignore[misc, valid-type]
-        """Skips the check of the classes, which itself imports the video processors."""
-
-        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
-            return type(argument)
-
-    processor = Lenient.from_args_and_dict(arguments, settings)
-    processor.__class__ = kind
-    return processor
+    stand_in = seam.video_stand_in(_refuse_videos)
+    arguments = [parts[name].from_pretrained(source, **where) if name in parts else stand_in for name in attributes]
+    return seam.build_without_check(kind, arguments, source, where)
 
 
-def _no_video() -> Any:
-    from transformers.video_processing_utils import VideoProcessorMixin
-
-    class NoVideo(VideoProcessorMixin):
-        """Stands where a video processor would, and refuses videos."""
-
-        def __call__(self, videos: Any, **kwargs: Any) -> Any:
-            raise AdaptPruneError(f"reading a video {NEEDS_TORCHVISION}.")
-
-    return NoVideo()
+def _refuse_videos() -> None:
+    raise AdaptPruneError(f"reading a video {NEEDS_TORCHVISION}.")

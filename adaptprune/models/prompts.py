@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams.processors import picture_class
 from adaptprune.models.checkpoint import Checkpoint
 from adaptprune.models.original import Layout
 
@@ -154,9 +155,7 @@ def make_processor(layout: Layout, tokenizer: Any, config: Any, pictures: dict[s
         settings["do_pad"] = layout.pad
     else:
         settings["image_grid_pinpoints"] = config.image_grid_pinpoints
-    # transformers itself falls back to this class, with a warning, where torchvision is missing
-    suffix = "" if transformers.utils.is_torchvision_available() else "Pil"
-    images = getattr(transformers, f"{kind}ImageProcessor{suffix}")(**settings)
+    images = picture_class(kind)(**settings)
     shown = f"<im_start>{IMAGE}<im_end>" if layout.start_end else IMAGE
     return getattr(transformers, f"{kind}Processor")(
         image_processor=images,

@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import DynamicCache, LogitsProcessorList
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families import family_of
 from adaptprune.hooks import prune
+from adaptprune.hooks.seams.parts import parts_of
 from adaptprune.methods import make_pruner
 from adaptprune.serve.errors import ServeError
 from adaptprune.serve.jobs import Delta, Job, Row
@@ -61,7 +61,7 @@ class Batch:
         self.rows: list[Row] = []
         self.counters = Counters()
         self._tokenizer = tokenizer
-        decoder: Any = family_of(model.config).decoder(model)
+        decoder: Any = parts_of(model).decoder
         # keeps everything: for requests without pruning, whose visual tokens are reported too
         self._whole = make_pruner("random", keep_ratio=1, layer=len(decoder.layers) - 1)
         self._backend: str = decoder.config._attn_implementation or "eager"

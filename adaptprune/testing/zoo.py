@@ -13,16 +13,16 @@ from typing import Any
 
 import transformers as hf
 
-from tests.zoo_parts import (
+from adaptprune.testing.specimen import (
     IMAGE,
     PAD,
     VIDEO,
     VOCABULARY,
-    NoVideo,
     PixtralPrompts,
     Specimen,
     build,
     clip,
+    no_video,
     resize,
     text,
     tokenizer,
@@ -68,7 +68,7 @@ def _next(config_kind: Any, model_kind: Any, processor_kind: Any, attention: str
         image_grid_pinpoints=PINPOINTS,
         **more,
     )
-    video = {"video_processor": NoVideo()} if processor_kind is hf.LlavaNextVideoProcessor else {}
+    video = {"video_processor": no_video()} if processor_kind is hf.LlavaNextVideoProcessor else {}
     processor = processor_kind(
         **video,
         image_processor=LlavaNextImageProcessorPil(**resize(28), image_grid_pinpoints=PINPOINTS),
@@ -109,7 +109,7 @@ def llava_onevision(attention: str) -> Specimen:
             size={"height": 28, "width": 28}, image_grid_pinpoints=pinpoints
         ),
         tokenizer=tokenizer(),
-        video_processor=NoVideo(),
+        video_processor=no_video(),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
         vision_aspect_ratio="anyres_max_4",
@@ -160,7 +160,7 @@ def _qwen(name: str, attention: str, **vision: Any) -> Specimen:
             patch_size=7, merge_size=2, size={"shortest_edge": 14 * 14, "longest_edge": 14 * 14 * 30}
         ),
         tokenizer=tokenizer(),
-        video_processor=NoVideo(),
+        video_processor=no_video(),
     )
     placeholder = "<|vision_start|> <image> <|vision_end|>"
     return Specimen(model, processor, placeholder, sizes=[(70, 42), (28, 84), (56, 56)])
@@ -201,7 +201,7 @@ def internvl(attention: str) -> Specimen:
             size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4
         ),
         tokenizer=tokenizer(),
-        video_processor=NoVideo(),
+        video_processor=no_video(),
         image_seq_length=16,
     )
     model = build(hf.InternVLForConditionalGeneration, config, attention)

@@ -1,4 +1,4 @@
-"""What the specimens of `tests/zoo.py` are made of: a tokenizer, stand-ins, small configs, and the Specimen itself."""
+"""What specimens are made of: a tokenizer, stand-ins, small configs, and the Specimen itself."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import transformers as hf
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
-from transformers import processing_utils
-from transformers.video_processing_utils import VideoProcessorMixin
+
+from adaptprune.hooks.seams.processors import admitted, video_stand_in
 
 LAYERS = 6
 SPECIAL = {
@@ -57,15 +57,9 @@ def tokenizer(**names: str) -> Any:
     return made
 
 
-class NoVideo(VideoProcessorMixin):
+def no_video() -> Any:
     """Stands in for a video processor, which needs torchvision."""
-
-    merge_size = 2
-
-
-if not hasattr(processing_utils.transformers_module, "VideoProcessorMixin"):
-    # without torchvision a processor cannot name the class that it checks its video processor by
-    processing_utils.transformers_module.VideoProcessorMixin = VideoProcessorMixin
+    return admitted(video_stand_in(lambda: None, merge_size=2))
 
 
 @dataclass

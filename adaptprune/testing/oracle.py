@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from tests.tiny import cache_in
+
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     base: Any = model.model
@@ -27,7 +29,7 @@ def hiding(model: nn.Module, layer: int, gone: list[list[int]], *, decode_from: 
     def rewrite(number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         states = args[0] if args else kwargs["hidden_states"]
         rows, queries = states.shape[:2]
-        cache = kwargs.get("past_key_values")
+        cache = cache_in(kwargs)
         past = cache.get_seq_length(number) if cache is not None and number < len(cache.layers) else 0
         first = layer if past == 0 or decode_from is None else decode_from
         if number < first:

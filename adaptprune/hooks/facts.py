@@ -1,0 +1,126 @@
+"""What is checked around every forward: before it, whether it can be pruned; after it, whether it was.
+
+After a forward the checks are facts, not hopes: which layers ran, which cache was filled, how many keys each layer holds.
+They are comparisons of integers, so they are always on (`benchmarks/checks.py` measures what they cost). A hook that does
+not run any more, an argument that has another name, a cache of another make: each is an error, never a wrong answer.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams.versions import installed, window
+from adaptprune.hooks.state import Call
+
+
+def broken(fact: str) -> AdaptPruneError:
+    """The error for a forward in which the hooks did not do what they are there for."""
+    return AdaptPruneError(
+        f"pruning went wrong and its answer is withheld: {fact}. adaptprune is tested with transformers {window()}, "
+        f"{installed()} is installed; run `adaptprune doctor`, and remove what else changes the model's hooks or forwards."
+    )
+
+
+# -- before ------------------------------------------------------------------------------------------------------------
+
+
+def check_decoder(decoder: nn.Module, backend: str, call: Call) -> None:
+    """Refuse what cannot be pruned by the way in which it is run.
+
+    Flash attention counts places in the cache rather than positions, so that windows would reach further back; and
+    gradient checkpointing runs the layers again after the forward whose tokens were dropped.
+    """
+    kv.check(call.cache)
+    width = parts.sliding_window(decoder) if backend.startswith("flash") else None
+    if width is not None and call.length > 1 and call.total > width:
+        raise AdaptPruneError(
+            f"the prompt has {call.total} tokens, more than the decoder's sliding window of {width}, which flash "
+            "attention would count in kept tokens instead of positions: load the model with attn_implementation='sdpa'."
+        )
+    if parts.recomputes(decoder):
+        raise AdaptPruneError(
+            "gradient checkpointing runs decoder layers again in the backward pass, when it is no longer known what "
+            "was pruned: call model.gradient_checkpointing_disable()."
+        )
+
+
+def check_continued(call: Call) -> None:
+    """Refuse a cache that was pruned and does not say how, or that was filled by another batch."""
+    views = call.state.views
+    if not views and any(map(kv.lacks, kv.layers_of(call.cache))):
+        raise broken("the KV cache holds pruned layers, and nothing is known of what they dropped")
+    for view in views.values():
+        if view.index.shape[0] != call.batch:
+            raise AdaptPruneError(
+                f"the cache was filled with a batch of {view.index.shape[0]} prompts and is continued with "
+                f"{call.batch}: continue with the same batch."
+            )
+
+
+# -- after -------------------------------------------------------------------------------------------------------------
+
+
+def check_forward(call: Call, output: Any, hooked: int) -> None:
+    """Compare a decoder's forward with what the hooks know of it.
+
+    Parameters
+    ----------
+    call : Call
+    output
+        What the decoder returned.
+    hooked : int
+        How many of its layers have hooks.
+    """
+    if call.layers != hooked:
+        raise broken(f"{hooked} decoder layers have hooks, and {call.layers} of them ran")
+    returned = kv.cache_of(output)
+    if returned is not None and returned is not call.cache:
+        raise broken("the decoder returned a KV cache that its layers were not seen to be handed")
+
+
+def check_held(call: Call) -> None:
+    """Compare what every layer of the cache holds with what was kept."""
+    layers = kv.layers_of(call.cache)
+    if not call.state.views:
+        return
+    expected: dict[int, int] = {}
+    for index, layer in enumerate(layers):
+        stage = call.stage_at(index)
+        if stage not in expected:
+            view = call.state.views.get(stage)
+            expected[stage] = call.total if view is None else view.index.shape[1] + call.total - view.covered
+        count, width = expected[stage], kv.window(call.cache, index)
+        if width is not None and not kv.records_past(layer):
+            count = min(count, width - 1)
+        if kv.held(layer) != count and not (width is not None and kv.records_past(layer)):
+            raise broken(f"layer {index} holds {kv.held(layer)} keys instead of the {count} that were kept")
+
+
+def check_pictures(shown: bool, encoded: bool, call: Call | None) -> None:
+    """Compare a forward of the base with what became of its pictures.
+
+    Parameters
+    ----------
+    shown : bool
+        Whether its arguments held pictures, videos or features.
+    encoded : bool
+        Whether their places are known.
+    call : Call or None
+        The decoder's forward in it.
+    """
+    if call is None:
+        raise broken(
+            "an image was given and the decoder's hooks did not run" if shown else "the decoder's hooks did not run"
+        )
+    if shown and not encoded:
+        raise broken(
+            f"pictures were given, and none of {', '.join(parts.ENCODERS.values())} was seen to encode them, so no visual "
+            "token was pruned"
+        )
+    if encoded and not call.rows:
+        raise AdaptPruneError("an image was given but no visual token was pruned: the prompt has no image placeholder.")

@@ -1,0 +1,242 @@
+"""The story of one forward: what the hooks on the model, the base, the decoder and its layers do, in this order.
+
+Their state is a `Running` per thread for what is under way, and a `PruneState` per KV cache for what was dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families import Family, Layout
+from adaptprune.hooks import encode, facts, locate
+from adaptprune.hooks.narrow import layer_arguments, take, whole_conversation
+from adaptprune.hooks.rest import evict, own_output, report_of
+from adaptprune.hooks.running import Running
+from adaptprune.hooks.seams import Parts, attention, calls, parts
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.select import Selector
+from adaptprune.hooks.state import BELOW, Call, PruneState, places
+from adaptprune.report import PruneReport
+
+#: The attribute of a KV cache that holds its PruneState, so that it is copied and dropped together with the cache.
+STATE = "_adaptprune_state"
+
+
+class Forwards:
+    """The hooks of one pruned model.
+
+    Parameters
+    ----------
+    found : Parts
+    family : Family
+    selector : Selector
+    running : Running
+    report : PruneReport
+        Is filled anew by every prompt.
+    reselect, evict_below : bool
+        As `prune` has them.
+    virtual : int
+        Embeddings that PEFT puts in front of every prompt.
+    """
+
+    def __init__(
+        self,
+        found: Parts,
+        family: Family,
+        selector: Selector,
+        running: Running,
+        report: PruneReport,
+        *,
+        reselect: bool,
+        evict_below: bool,
+        virtual: int,
+    ) -> None:
+        self._parts, self._family, self._selector, self._running = found, family, selector, running
+        self._report, self._reselect, self._evict_below, self._virtual = report, reselect, evict_below, virtual
+        self._config: Any = found.model.config
+        self._stages = selector.stages
+        self.noted = locate.Noted()
+        #: The first layer that has a hook.
+        self.first = 0 if evict_below and self._stages else min(self._stages, default=len(found.layers))
+
+    # -- the model around the base ----------------------------------------------------------------------------------
+
+    def before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        inputs, running = calls.named(module, args, kwargs), self._running
+        running.full = calls.labelled(inputs)  # labels and indices count in the unpruned prompt
+        running.own = running.generating is not None and running.generating.owns(inputs)
+        if running.mine is not None:
+            running.mine.forwards += 1
+
+    def after_model(self, module: nn.Module, args: Any, output: Any) -> None:
+        self._running.own = self._running.full = False
+
+    # -- the base, which encodes the pictures -----------------------------------------------------------------------
+
+    def before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        self._running.call, self._running.encoded = None, {}
+        self._running.inputs = calls.named(module, args, kwargs)
+
+    def after_base(self, module: nn.Module, args: Any, output: Any) -> Any:
+        running = self._running
+        call, running.call = running.call, None
+        encoded, running.encoded = running.encoded, None
+        inputs, running.inputs = running.inputs, None
+        if output is None or not self._stages:  # an exception is on its way, or nothing to prune
+            return None
+        facts.check_pictures(parts.shows_pictures(module, inputs or {}), bool(encoded), call)
+        if call is not None and call.rows and (running.full or call.anew is not None):
+            states = own_output(call, len(self._parts.layers) - 1, calls.states_of(output), running.full)
+            return calls.with_states(output, states)
+        return None
+
+    def _layouts(self, tokens: Tensor) -> list[Layout] | None:
+        """The visual tokens of the forward under way, whose decoder reads `tokens`; None without pictures."""
+        running, base = self._running, self._parts.base
+        inputs = running.inputs
+        if inputs is not None:
+            ready = encode.cells_of(base, self._family, inputs.get(parts.READY), running)
+            running.encoded = encoded = {**ready, **(running.encoded or {})}
+            if encoded:
+                return locate.layouts(base, self._family, self._config, inputs, encoded)
+            tokens = inputs.get(calls.EMBEDS)  # type: ignore[assignment]
+        # embeddings that may hold pictures already: a prompt, read by the base or by the decoder alone
+        if tokens is None or tokens.ndim != 3 or tokens.shape[1] == 1 or not self._stages:
+            return None
+        return locate.merged(base, self._family, tokens, self.noted, self._virtual)
+
+    # -- the decoder ------------------------------------------------------------------------------------------------
+
+    def before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        arguments, running = calls.named(module, args, kwargs), self._running
+        tokens, cache = calls.prompt_of(arguments), kv.cache_in(arguments)
+        if tokens is None:
+            return  # its own error says more
+        masks = ((running.inputs or {}).get(calls.MASK), arguments.get(calls.MASK))
+        if self._reselect and any(isinstance(mask, Tensor) and mask.ndim == 4 for mask in masks[:1]):
+            raise AdaptPruneError("reselect=True makes its own masks: pass a 2-D attention_mask instead of a 4-D one.")
+        call = Call(
+            self._state_of(cache),
+            past=kv.seen(cache),
+            length=tokens.shape[1],
+            batch=tokens.shape[0],
+            device=tokens.device,
+            layouts=self._layouts(tokens),
+            token_mask=next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None),
+            cache=cache,
+            prompt=self._prompt(tokens, kv.seen(cache)),
+        )
+        if self._stages:
+            facts.check_continued(call)
+            facts.check_decoder(module, attention.backend(module), call)
+        running.call = call
+
+    def _prompt(self, tokens: Tensor, past: int) -> int | None:
+        """Positions of the prompt that the `generate()` under way was given; None if this forward is not its own."""
+        mine = self._running.mine
+        if mine is None or mine.prompt is None:
+            return None
+        if self._virtual and not past and mine.forwards == 1:
+            mine.prompt = max(mine.prompt, tokens.shape[1])  # PEFT's embeddings stand in front of what was given
+        return mine.prompt
+
+    def _state_of(self, cache: Any) -> PruneState:
+        seen = kv.seen(cache)
+        if not seen and hasattr(cache, STATE):
+            delattr(cache, STATE)  # the cache was reset since
+        state: PruneState | None = getattr(cache, STATE, None)
+        if state is None:
+            return PruneState(self._stages)
+        if state.stages != self._stages:
+            raise AdaptPruneError(
+                f"the cache was pruned before layers {list(state.stages)} and cannot be continued with pruning before "
+                f"{list(self._stages)}: use the same layers, or a new cache."
+            )
+        if BELOW in state.views and not self._evict_below:
+            raise AdaptPruneError(
+                "the cache was evicted below the pruning layer and cannot be continued without that: use "
+                "evict_below=True again, or a new cache."
+            )
+        state.settle(seen)
+        return state
+
+    def after_decoder(self, module: nn.Module, args: Any, output: Any) -> None:
+        running = self._running
+        call = running.call
+        if running.inputs is None:  # else the base's hook still looks at it
+            running.call = None
+        if output is None or call is None:
+            return
+        if self._stages:
+            facts.check_forward(call, output, len(self._parts.layers) - self.first)
+        if call.cache is not None and (call.rows or call.state.history is not None):
+            setattr(call.cache, STATE, call.state)
+        if call.rows and call.cache is not None:
+            if self._evict_below:
+                evict(call, len(self._parts.layers))
+            for index in range(len(self._parts.layers)):
+                if call.view_at(index) is not None:
+                    kv.shorten(call.cache, index, call.total)
+        facts.check_held(call)
+        if call.reads_prompt:
+            self._tell(call, attention.backend(module))
+
+    def _tell(self, call: Call, backend: str) -> None:
+        """Fill the report; a prompt that somebody else reads inside `generate()` is counted there and not told."""
+        new = report_of(call, self._report, backend)
+        if self._running.generating is not None and self._running.mine is None:
+            self._report.prompts = new.prompts
+            return
+        vars(self._report).update(vars(new))  # at once: other threads never see half of it
+
+    # -- the layers -------------------------------------------------------------------------------------------------
+
+    def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
+        call = self._running.call
+        if call is None:
+            return None
+        call.layers += 1
+        given, arguments = calls.layer_call(module, args, kwargs)
+        cache = kv.cache_in(arguments)
+        if cache is not None and call.cache is None:
+            call.cache = cache  # made inside the decoder's forward
+        backend, hidden = attention.backend(self._parts.decoder), given
+        if self._reselect and self._stages and index == self._stages[0]:
+            hidden = self._selector.remember(call, hidden, calls.rotary(arguments))
+        changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments
+        before = call.rows_at(index)
+        if index in self._stages and any(alive.numel() for alive in call.alive):
+            self._selector.drop(call, index, hidden)
+        changed = layer_arguments(call, index, changed, backend)
+        kv.expect(call.cache, index)
+        rows = call.rows.get(index)
+        if rows is not None:
+            # rows counts incoming tokens; hidden has what earlier stages left of them
+            hidden = take(hidden, rows if before is None else _relative(before, rows, call.length))
+            for row, kept, states in call.merged.get(index, ()):
+                hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
+        if changed is arguments and hidden is given:
+            return None
+        return (hidden,), changed
+
+
+def _relative(before: Tensor, rows: Tensor, length: int) -> Tensor:
+    """Places in `before` of the incoming tokens `rows`, (B, S); padding stays -1."""
+    return torch.where(rows < 0, rows, places(before, length).gather(1, rows.clamp_min(0)))
+
+
+def install(module: nn.Module, before: Any = None, after: Any = None) -> list[Callable[[], None]]:
+    """Put hooks on a module; returns the functions that take them off."""
+    undo: list[Callable[[], None]] = []
+    # disabled: a compiled layer must not trace what depends on the prompt
+    if before is not None:
+        undo.append(module.register_forward_pre_hook(torch.compiler.disable(before), with_kwargs=True).remove)
+    if after is not None:
+        # always_call: also after an exception, so that no forward's state outlives it
+        undo.append(module.register_forward_hook(torch.compiler.disable(after), always_call=True).remove)
+    return undo

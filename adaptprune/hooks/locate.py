@@ -1,0 +1,166 @@
+"""Where the visual tokens of a forward are: by their ids, by their embeddings, or by the features themselves.
+
+A caller may hand over embeddings in place of ids. Placeholders among them are found by comparison with the placeholder's
+embedding, as transformers does; features that were put in their places already, by comparison with what was encoded
+under pruning. Embeddings that are neither those nor a token's are refused: nobody could say where the pictures are.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families import Family, Layout
+from adaptprune.hooks.seams import calls, parts
+
+#: Entries of an embedding that stand for all of it in comparisons, evenly spaced.
+SAMPLED = 16
+#: Pictures and videos whose features are remembered, the newest ones.
+REMEMBERED = 256
+#: Rows of the table of embeddings that are made at a time.
+CHUNK = 8192
+
+#: One row of a batch: of each picture, the places of its tokens (n,) and their cells (n, 3).
+Found = list[tuple[Tensor, Tensor]]
+
+
+def sample(rows: Tensor) -> Tensor:
+    """Some entries of each embedding, (..., SAMPLED or fewer)."""
+    return rows.detach()[..., :: max(1, rows.shape[-1] // SAMPLED)]
+
+
+def _keys(rows: Tensor) -> list[bytes]:
+    """Something to compare embeddings (N, D) by: equal if and only if their sampled entries are."""
+    return [row.tobytes() for row in sample(rows).float().cpu().contiguous().numpy() + 0.0]  # -0.0 is 0.0
+
+
+class Noted:
+    """Features that were encoded outside of a forward, and their cells: samples alone, so that it holds no memory."""
+
+    def __init__(self) -> None:
+        self._units: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+
+    def add(self, features: Sequence[Tensor] | Tensor, cells: Sequence[Tensor]) -> None:
+        """Remember features, (n, D) for each picture or video, and the cells of each, (n, 3)."""
+        whole = features if isinstance(features, Tensor) else torch.cat([part.flatten(0, -2) for part in features])
+        rows = sample(whole.flatten(0, -2)).cpu()
+        self._units.extend(zip(rows.split([len(unit) for unit in cells]), cells, strict=True))
+
+    def units(self, dtype: torch.dtype) -> list[tuple[list[bytes], Tensor]]:
+        """What is remembered, as embeddings of a dtype are compared."""
+        return [([row.tobytes() for row in rows.to(dtype).float().numpy() + 0.0], cells) for rows, cells in self._units]
+
+
+def placeholders(
+    base: nn.Module, config: Any, modalities: Sequence[str], ids: Tensor | None, embeds: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Labels of a prompt's tokens, (B, L) int64, equal where tokens are; and by modality where placeholders are."""
+    tokens = {modality: int(parts.placeholder(config, modality) or 0) for modality in modalities}
+    if ids is not None:
+        return ids, {modality: torch.eq(ids, token) for modality, token in tokens.items()}
+    assert embeds is not None
+    rows, found = embeds.detach(), {}
+    for modality, token in tokens.items():
+        found[modality] = (rows == parts.embedding_of(base, token, rows)).all(dim=-1)
+    return _labels(rows), found
+
+
+def _labels(embeds: Tensor) -> Tensor:
+    _, labels = torch.unique(sample(embeds).flatten(0, 1), dim=0, return_inverse=True)
+    return labels.view(embeds.shape[:2])
+
+
+def merged(base: nn.Module, family: Family, embeds: Tensor, noted: Noted, virtual: int) -> list[Layout] | None:
+    """The visual tokens among embeddings (B, L, D) that features were put into before; None for text.
+
+    Parameters
+    ----------
+    noted : Noted
+        What was encoded under pruning.
+    virtual : int
+        Embeddings per row that may be anything: PEFT's learned ones.
+
+    Raises
+    ------
+    AdaptPruneError
+        Some embeddings are neither tokens' nor noted features.
+    """
+    units = noted.units(embeds.dtype)
+    known, rows = _table(base, embeds), []
+    for line in embeds:
+        keys = _keys(line)
+        found, taken = _walk(keys, units)
+        strange = [place for place, key in enumerate(keys) if place not in taken and key not in known]
+        if len(strange) > virtual:
+            raise AdaptPruneError(
+                f"inputs_embeds holds {len(strange)} embeddings that are no token's (the first at place {strange[0]}), "
+                "and none of the features that were encoded under pruning: it is not known which of them are pictures. "
+                "Pass input_ids with the pictures, or encode them (get_image_features) while the model is pruned."
+            )
+        rows.append(found)
+    if not any(rows):
+        return None
+    return [family.row(line, found) for line, found in zip(_labels(embeds), rows, strict=True)]
+
+
+def _walk(keys: list[bytes], units: list[tuple[list[bytes], Tensor]]) -> tuple[Found, set[int]]:
+    """The noted features among the embeddings of one row, in their order, and their places."""
+    begins: dict[bytes, list[int]] = {}
+    for number in range(len(units) - 1, -1, -1):  # the newest first: equal pictures have equal cells
+        begins.setdefault(units[number][0][0], []).append(number)
+    visual = {key for rows, _ in units for key in rows}
+    found: Found = []
+    taken: set[int] = set()
+    for start, key in enumerate(keys):
+        if start in taken:
+            continue
+        for number in begins.get(key, ()):
+            places = _follow(keys, start, units[number][0], visual)
+            if places is not None:
+                found.append((torch.tensor(places), units[number][1]))
+                taken.update(places)
+                break
+    return found, taken
+
+
+def _follow(keys: list[bytes], start: int, rows: list[bytes], visual: set[bytes]) -> list[int] | None:
+    """Places of the features of one picture from `start` on, with text between them or not; None if they break off."""
+    places: list[int] = []
+    for place in range(start, len(keys)):
+        if keys[place] == rows[len(places)]:
+            places.append(place)
+            if len(places) == len(rows):
+                return places
+        elif keys[place] in visual:
+            return None
+    return None
+
+
+@torch.no_grad()
+def _table(base: nn.Module, like: Tensor) -> set[bytes]:
+    """The embeddings of all tokens, as they are compared."""
+    embed: Any = parts.token_embeddings(base)
+    size, place = embed.weight.shape[0], embed.weight.device
+    known: set[bytes] = set()
+    for start in range(0, size, CHUNK):
+        rows = embed(torch.arange(start, min(size, start + CHUNK), device=place))
+        known.update(_keys(rows.to(like.dtype)))
+    return known
+
+
+def layouts(
+    base: nn.Module,
+    family: Family,
+    config: Any,
+    inputs: Mapping[str, Any],
+    encoded: Mapping[str, Sequence[Tensor]],
+) -> list[Layout]:
+    """The visual tokens of a forward of the base whose pictures were encoded: `encoded` has their cells by modality."""
+    ids, embeds = inputs.get(calls.IDS), inputs.get(calls.EMBEDS)
+    labels, found = placeholders(base, config, list(encoded), ids, embeds)
+    return family.layout(labels, found, encoded)

@@ -1,0 +1,131 @@
+"""How the parts of a model call one another: what a layer is handed, what a decoder returns, what `generate()` does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams.cache import parameters
+from adaptprune.hooks.seams.versions import misfit
+
+#: Arguments of a decoder layer, by meaning. The hidden states come first; the others by name, or in the order in which
+#: the layer's forward names them.
+HIDDEN, MASK, ROTARY, POSITIONS = "hidden_states", "attention_mask", "position_embeddings", "position_ids"
+#: What `generate()` asks for the arguments of every forward of its own.
+PREPARE = "prepare_inputs_for_generation"
+#: Arguments of forwards and of `generate()` that hold a prompt.
+IDS, EMBEDS = "input_ids", "inputs_embeds"
+PROMPTS = (EMBEDS, "inputs", IDS)
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a module by their names."""
+    if not args:
+        return dict(kwargs)
+    return {**dict(zip(parameters(module), args, strict=False)), **kwargs}
+
+
+def layer_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    """A decoder layer's hidden states and its other arguments by name."""
+    rest = named(layer, args, kwargs) if len(args) != 1 else {HIDDEN: args[0], **kwargs}
+    hidden = rest.pop(HIDDEN, None)
+    if not isinstance(hidden, Tensor):
+        raise misfit("the layers' hidden states", f"{type(layer).__name__} was called without {HIDDEN!r}")
+    return hidden, rest
+
+
+def rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The position embeddings that a layer is handed: (cos, sin), (B or 1, L, d) each."""
+    pair = arguments.get(ROTARY)
+    if not isinstance(pair, (tuple, list)) or not all(isinstance(part, Tensor) for part in pair):
+        raise AdaptPruneError(
+            "reselect=True needs position embeddings that are handed to the layers, and this decoder hands on "
+            f"{type(pair).__name__}: start a new cache at every turn instead."
+        )
+    return tuple(pair)
+
+
+def prompt_of(inputs: Mapping[str, Any]) -> Tensor | None:
+    """What is read of the arguments of a forward or of `generate()`: ids (B, L) or embeddings (B, L, D)."""
+    return next((inputs[name] for name in PROMPTS if isinstance(inputs.get(name), Tensor)), None)
+
+
+def labelled(inputs: Mapping[str, Any]) -> bool:
+    """Whether a model's arguments count in the unpruned prompt: labels, or indices of the logits to keep."""
+    return inputs.get("labels") is not None or isinstance(inputs.get("logits_to_keep"), Tensor)
+
+
+def states_of(output: Any) -> Tensor:
+    """The hidden states that a decoder or base returned, (B, L, D)."""
+    states = output if isinstance(output, Tensor) else output[0]
+    if not isinstance(states, Tensor):
+        raise misfit("the decoder's output", f"the first entry of a {type(output).__name__} is no tensor")
+    return states
+
+
+def with_states(output: Any, states: Tensor) -> Any:
+    """What a base returned, with other hidden states in it."""
+    if isinstance(output, tuple):
+        return (states, *output[1:])
+    output.last_hidden_state = states
+    return output
+
+
+# -- generate() --------------------------------------------------------------------------------------------------------
+
+
+def replace_method(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
+    """Put a function in front of a method, on this one object; returns what puts back what was there."""
+    before = module.__dict__.get(name)
+    object.__setattr__(module, name, function)
+
+    def remove() -> None:
+        if module.__dict__.get(name) is not function:
+            return  # somebody else put theirs over it, and takes it off
+        if before is None:
+            object.__delattr__(module, name)
+        else:
+            object.__setattr__(module, name, before)
+
+    return remove
+
+
+def positions_for(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+    """Position ids of a prompt, as `generate()` makes them: (B, L), or (axes, B, L) for models with several."""
+    return _private(model, "_prepare_position_ids_for_generation")(ids, dict(inputs))
+
+
+def logits_processors(model: Any, config: Any, ids: Tensor) -> Any:
+    """The processors of scores that a generation config asks for (a repetition penalty, say), as `generate()` has them."""
+    from transformers import LogitsProcessorList
+
+    _private(model, "_prepare_special_tokens")(config, device=ids.device)
+    return _private(model, "_get_logits_processor")(
+        config, ids.shape[1], ids, None, LogitsProcessorList(), device=str(ids.device)
+    )
+
+
+def _private(model: Any, name: str) -> Callable[..., Any]:
+    method = getattr(model, name, None)
+    if not callable(method):
+        raise misfit("generate()'s parts", f"{type(model).__name__} has no {name}")
+    return method
+
+
+def find(model: nn.Module, layers: list[nn.Module]) -> str:
+    """Check what this file assumes; says how layers are called."""
+    for layer in layers:
+        taken = parameters(layer)
+        missing = [name for name in (HIDDEN, MASK) if name not in taken]
+        if missing:
+            raise misfit("a layer's arguments", f"{type(layer).__name__}.forward takes no {', '.join(missing)}")
+        if not {ROTARY, POSITIONS} & set(taken):
+            raise misfit(
+                "a layer's arguments", f"{type(layer).__name__}.forward takes neither {ROTARY} nor {POSITIONS}"
+            )
+    if hasattr(model, "generate") and not hasattr(model, PREPARE):
+        raise misfit("generate()'s forwards", f"{type(model).__name__} has no {PREPARE}")
+    return f"{HIDDEN}, {MASK}, {ROTARY}; {PREPARE}"

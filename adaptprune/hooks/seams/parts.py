@@ -1,0 +1,230 @@
+"""The parts of a vision-language model: where its decoder, its layers, its encoders and its placeholders are."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams.versions import misfit
+
+#: The attribute of the model around the base, and those of the base that may hold the decoder.
+BASE = "model"
+DECODERS = ("language_model", "text_model")
+#: How a picture or video is put in: the method of the base that encodes it, and its placeholder in the config.
+ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
+PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
+#: The argument by which features that were encoded before go into a forward (`generate()` does so since 5.18).
+READY = "mm_encoder_outputs"
+
+
+@dataclass(frozen=True)
+class Parts:
+    """A model taken apart.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The whole, whose `generate` is called.
+    base : nn.Module
+        Encodes the pictures; its forward sees `input_ids`. May be `model` itself.
+    decoder : nn.Module
+        The language model.
+    layers : list of nn.Module
+        The decoder's layers, in the order in which they run.
+    """
+
+    model: nn.Module
+    base: nn.Module
+    decoder: nn.Module
+    layers: list[nn.Module]
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Take a model apart; AdaptPruneError if a part is not where it is looked for."""
+    base = getattr(model, BASE, model)
+    decoder = next((getattr(base, name) for name in DECODERS if isinstance(getattr(base, name, None), nn.Module)), None)
+    if decoder is None:
+        raise misfit("the decoder", f"{type(base).__name__} has none of {', '.join(DECODERS)}")
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not len(layers):
+        raise misfit("the decoder's layers", f"{type(decoder).__name__} has no list of layers")
+    if not hasattr(base, ENCODERS["image"]):
+        raise misfit("the image encoder", f"{type(base).__name__} has no {ENCODERS['image']}")
+    return Parts(model, base, decoder, list(layers))
+
+
+def unwrapped(model: Any) -> tuple[nn.Module, int]:
+    """The model inside PEFT's wrapper, and how many learned embeddings PEFT puts in front of every prompt (0: none).
+
+    Raises
+    ------
+    AdaptPruneError
+        It is no transformers model, or compiled as a whole.
+    """
+    if not isinstance(model, nn.Module):
+        raise AdaptPruneError(f"model is a {type(model).__name__}: pass a loaded model (adaptprune.load gives one).")
+    if hasattr(model, "_orig_mod"):
+        raise AdaptPruneError(
+            "the model is wrapped by torch.compile, which is not supported: pass the model inside it, or compile its "
+            "decoder layers."
+        )
+    if getattr(model, "config", None) is None:
+        raise AdaptPruneError(f"{type(model).__name__} has no config: pass a transformers model (adaptprune.load).")
+    if not hasattr(model, "get_base_model"):
+        return model, 0
+    settings: Any = getattr(model, "active_peft_config", None)
+    virtual = int(getattr(settings, "num_virtual_tokens", None) or 0)
+    return model.get_base_model(), virtual  # type: ignore[operator]
+
+
+# -- pictures ----------------------------------------------------------------------------------------------------------
+
+
+def placeholder(config: Any, modality: str) -> int | None:
+    """The token that stands for a visual token of a modality ("image", "video") in `input_ids`."""
+    return getattr(config, PLACEHOLDERS[modality], None)
+
+
+def features_of(encoded: Any) -> Any:
+    """What goes in place of the placeholders, out of what an encode method returned: (n, D), or one per picture."""
+    return encoded.pooler_output
+
+
+def ready(features: Mapping[str, Any]) -> dict[str, Any]:
+    """The argument that hands features, by modality, to a forward."""
+    return {READY: dict(features)}
+
+
+def takes_ready(base: nn.Module) -> bool:
+    """Whether a model's forward takes features that were encoded before."""
+    return READY in inspect.signature(base.forward).parameters
+
+
+@functools.cache
+def _picture_arguments(kind: Any) -> tuple[str, ...]:
+    """The arguments of a forward that hold pictures or videos: the first one of each encode method."""
+    found = []
+    for method in ENCODERS.values():
+        function = getattr(kind, method, None)
+        if function is not None:
+            found += list(inspect.signature(function).parameters)[1:2]  # [0] is self
+    return tuple(found)
+
+
+def shows_pictures(base: nn.Module, inputs: Mapping[str, Any]) -> bool:
+    """Whether the arguments of a forward of the base hold pictures, videos or their features."""
+    handed = inputs.get(READY)
+    if handed is not None and any(value is not None for value in dict(handed).values()):
+        return True
+    kind: Any = type(base)
+    return any(inputs.get(name) is not None for name in _picture_arguments(kind))
+
+
+def tile_counts(base: Any, image_sizes: Any) -> list[int]:
+    """Into how many pictures (tiles and the whole) a model of LLaVA-NeXT's kind cuts images of these sizes, (n, 2)."""
+    from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
+
+    side = base.config.vision_config.image_size
+    return [image_size_to_num_patches(size, base.config.image_grid_pinpoints, side) for size in image_sizes]
+
+
+def packed(base: Any, tiles: list[Tensor], image_sizes: Any, newline: Tensor, **options: Any) -> list[Tensor]:
+    """The tiles of each image, (tiles, tokens, D), as such a model puts them into one line, (n, D)."""
+    lines: list[Tensor] = base.pack_image_features(tiles, image_sizes, image_newline=newline, **options)[0]
+    return lines
+
+
+# -- a decoder layer ---------------------------------------------------------------------------------------------------
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The self-attention of a decoder layer."""
+    attention = getattr(layer, "self_attn", None)
+    if not isinstance(attention, nn.Module):
+        raise AdaptPruneError(f"{type(layer).__name__} has no self_attn: this decoder cannot be watched.")
+    return attention
+
+
+def key_projection(layer: nn.Module) -> nn.Module:
+    """The key projection of a decoder layer."""
+    projection = getattr(attention_of(layer), "k_proj", None)
+    if not isinstance(projection, nn.Module):
+        raise AdaptPruneError(
+            f"{type(attention_of(layer)).__name__} has no k_proj, so keys cannot be compared: "
+            "use a method without keys (fastv)."
+        )
+    return projection
+
+
+def normalised(layer: nn.Module, states: Tensor) -> Tensor:
+    """Hidden states as a layer's attention is handed them."""
+    norm = getattr(layer, "input_layernorm", None)
+    if not isinstance(norm, nn.Module):
+        raise AdaptPruneError(f"{type(layer).__name__} has no input_layernorm: use keys='previous' or 'reference'.")
+    out: Tensor = norm(states)
+    return out
+
+
+def token_embeddings(base: nn.Module) -> nn.Module:
+    """The module that turns token ids into what the decoder reads."""
+    embed: nn.Module = base.get_input_embeddings()  # type: ignore[operator]
+    return embed
+
+
+def embedding_of(base: nn.Module, token: int, like: Tensor) -> Tensor:
+    """The embedding of one token, (D,), in the dtype and on the device of `like`."""
+    embed = token_embeddings(base)
+    place = next(embed.parameters()).device
+    row: Tensor = embed(torch.tensor([token], device=place))[0]
+    return row.to(like.device, like.dtype)
+
+
+# -- what a config says ------------------------------------------------------------------------------------------------
+
+
+def text_config(config: Any) -> Any:
+    """The decoder's part of a config."""
+    return config.get_text_config()
+
+
+def context(config: Any) -> int | None:
+    """Tokens that a prompt and its answer may have together; None if the config does not say."""
+    return getattr(text_config(config), "max_position_embeddings", None)
+
+
+def num_layers(config: Any) -> int:
+    """Decoder layers of a model with this config."""
+    return int(text_config(config).num_hidden_layers)
+
+
+def sliding_window(decoder: nn.Module) -> int | None:
+    """The window of a decoder that has sliding layers; None if every layer sees everything."""
+    config: Any = decoder.config
+    width: int | None = getattr(config, "sliding_window", None)
+    kinds = getattr(config, "layer_types", None)
+    return width if kinds is None or any("sliding" in kind for kind in kinds) else None
+
+
+def recomputes(decoder: nn.Module) -> bool:
+    """Whether gradient checkpointing runs the decoder's layers again in the backward pass."""
+    return decoder.training and any(getattr(module, "gradient_checkpointing", False) for module in decoder.modules())
+
+
+def find(parts: Parts) -> str:
+    """Check what this file assumes; says where the parts are."""
+    encoders = [name for name in ENCODERS.values() if hasattr(parts.base, name)]
+    kind: Any = type(parts.base)
+    if not _picture_arguments(kind):
+        raise misfit("the image encoder", f"{type(parts.base).__name__}.{ENCODERS['image']} takes no pictures")
+    if placeholder(parts.model.config, "image") is None:
+        raise misfit("the placeholder", f"{type(parts.model.config).__name__} has no {PLACEHOLDERS['image']}")
+    if not callable(getattr(parts.base, "get_input_embeddings", None)):
+        raise misfit("the token embeddings", f"{type(parts.base).__name__} has no get_input_embeddings")
+    return f"{type(parts.decoder).__name__} of {len(parts.layers)} layers, {', '.join(encoders)}"

@@ -1,0 +1,111 @@
+"""Processors and tokenizers: the attributes that are read from them, and which of their classes need torchvision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from adaptprune.hooks.seams.versions import misfit
+
+
+def tokenizer_of(processor: Any) -> Any:
+    """The tokenizer of a processor."""
+    found = getattr(processor, "tokenizer", None)
+    if found is None:
+        raise misfit("the processor", f"{type(processor).__name__} has no tokenizer")
+    return found
+
+
+def image_token(processor: Any) -> str:
+    """What stands for one picture in a prompt's text."""
+    return str(getattr(processor, "image_token", None) or "<image>")
+
+
+def has_template(processor: Any) -> bool:
+    """Whether a processor writes conversations in its model's own format (base checkpoints of LLaVA-1.5 do not)."""
+    return bool(getattr(processor, "chat_template", None))
+
+
+def templated(processor: Any, messages: list[dict[str, Any]]) -> str:
+    """A conversation as a prompt's text that ends where the answer begins."""
+    text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
+    return text
+
+
+def normalisation(processor: Any) -> tuple[list[float], list[float]]:
+    """Mean and standard deviation of each colour, (3,) each, by which pixels are normalised."""
+    pictures = processor.image_processor
+    return list(pictures.image_mean), list(pictures.image_std)
+
+
+def has_torchvision() -> bool:
+    """Whether torchvision is installed, in a build that fits."""
+    from transformers.utils import is_torchvision_available
+
+    return bool(is_torchvision_available())
+
+
+def picture_class(kind: str) -> Any:
+    """The image processor's class of a kind ("Llava"); the one of PIL where torchvision is missing."""
+    import transformers
+
+    # transformers itself falls back to this class, with a warning
+    return getattr(transformers, f"{kind}ImageProcessor{'' if has_torchvision() else 'Pil'}")
+
+
+def class_for(config: Any) -> Any:
+    """The processor's class that belongs to a config; None if transformers names none."""
+    from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+    return PROCESSOR_MAPPING.get(type(config), None)
+
+
+def build_without_check(kind: Any, arguments: list[Any], source: str, where: Mapping[str, Any]) -> Any:
+    """A processor from its parts, without the check of their classes, which itself imports the video processors."""
+    settings, _ = kind.get_processor_dict(source, **where)
+
+    class Lenient(kind):  # type: ignore[misc, valid-type]
+        def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
+            return type(argument)
+
+    processor = Lenient.from_args_and_dict(arguments, settings)
+    processor.__class__ = kind
+    return processor
+
+
+def video_stand_in(refuse: Callable[[], Any], **attributes: Any) -> Any:
+    """An object in a video processor's place, which needs torchvision: it calls `refuse` when a video is to be read."""
+    from transformers import video_processing_utils as home
+
+    base: Any = getattr(home, "VideoProcessorMixin", None) or home.BaseVideoProcessor  # before 5.18 there is the latter
+
+    class NoVideo(base):  # type: ignore[misc]
+        def __init__(self) -> None:
+            for name, value in attributes.items():
+                setattr(self, name, value)
+
+        def __call__(self, videos: Any, **kwargs: Any) -> Any:
+            return refuse()
+
+    return NoVideo()
+
+
+def admitted(stand_in: Any) -> Any:
+    """`stand_in`, once processors that check the class of their video processor let it pass.
+
+    Without torchvision such a processor cannot name the class that it checks by; the stand-in's own base takes its place.
+    """
+    from transformers import processing_utils as home
+
+    name = home.MODALITY_TO_BASE_CLASS_MAPPING["video_processor"]
+    if not isinstance(stand_in, getattr(home.transformers_module, name, ())):
+        setattr(home.transformers_module, name, type(stand_in).__mro__[1])
+    return stand_in
+
+
+def find(processor: Any) -> str:
+    """Check what this file assumes of a processor; says what stands for a picture in its prompts."""
+    tokenizer_of(processor)
+    if not callable(processor):
+        raise misfit("the processor", f"{type(processor).__name__} cannot be called")
+    return image_token(processor)
