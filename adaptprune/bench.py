@@ -20,6 +20,8 @@ from torch import Tensor
 from adaptprune.errors import AdaptPruneError
 from adaptprune.flops import FORMULA, speedup_bound
 from adaptprune.hooks import prune
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams import parts
 from adaptprune.methods import make_pruner
 from adaptprune.pruner import budget
 
@@ -102,8 +104,7 @@ def build(layers: int, width: int, dtype: torch.dtype, device: torch.device) -> 
     ids = torch.randint(0, IMAGE_TOKEN, (1, TEXT + VISUAL))
     ids[0, 35 : 35 + VISUAL] = IMAGE_TOKEN
     pixels = torch.randn(1, 3, 14 * SIDE, 14 * SIDE).to(device, dtype)
-    features = model.model.get_image_features(pixels)
-    return model, {"input_ids": ids.to(device), "mm_encoder_outputs": {"image": features}}
+    return model, {"input_ids": ids.to(device), **parts.handed_ahead(model, pixels, [0])}
 
 
 def mlp_width(width: int) -> int:
@@ -148,7 +149,7 @@ def compare(
             progress(f"{size}: round {turn} of {rounds}, {variant.method} at {variant.keep_ratio}")
             with prune(model, pruner) if pruner else nullcontext() as report:
                 milliseconds, cache = _prefill(model, inputs)
-            variant.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+            variant.kv_bytes = kv.nbytes(cache)
             if turn:
                 variant.prefill_ms.append(milliseconds)
                 if report is not None:
@@ -164,7 +165,7 @@ def _bound(keep_ratio: float, layer: int, layers: int, width: int) -> float:
 def _prefill(model: Any, inputs: dict[str, Tensor]) -> tuple[float, Any]:
     _wait()
     start = time.perf_counter()
-    cache = model(**inputs, logits_to_keep=1, use_cache=True).past_key_values
+    cache = kv.cache_of(model(**inputs, logits_to_keep=1, use_cache=True))
     _wait()
     return 1000 * (time.perf_counter() - start), cache
 

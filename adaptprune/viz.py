@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from adaptprune.families import family_of
+from adaptprune.hooks.seams import processors
 from adaptprune.report import SampleReport
 
 DIMMED = 0.25  # brightness of a dropped patch
@@ -54,7 +55,7 @@ def pictures_seen(config: Any, processor: Any, inputs: Mapping[str, Tensor]) -> 
     if pixels is None or not family_of(config).picture_per_grid(config) or pixels.shape[-3] != 3:
         return None
     flat = pixels.reshape(-1, *pixels.shape[-3:])
-    return [_picture(picture, processor.image_processor) for picture in flat]
+    return [_picture(picture, *processors.normalisation(processor)) for picture in flat]
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
@@ -68,10 +69,10 @@ def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
     return canvas
 
 
-def _picture(pixels: Tensor, image_processor: Any) -> Image.Image:
+def _picture(pixels: Tensor, means: Sequence[float], deviations: Sequence[float]) -> Image.Image:
     """Undo the normalisation of one image, (3, H, W)."""
-    mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
-    deviation = torch.tensor(image_processor.image_std).view(3, 1, 1)
+    mean = torch.tensor(means).view(3, 1, 1)
+    deviation = torch.tensor(deviations).view(3, 1, 1)
     picture = (pixels.float().cpu() * deviation + mean).clamp(0, 1).mul(255).round().byte()
     return Image.fromarray(picture.permute(1, 2, 0).numpy())
 

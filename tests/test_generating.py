@@ -10,6 +10,7 @@ from transformers import DynamicCache, TextIteratorStreamer
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE
 from adaptprune.testing.zoo import SPECIMENS, specimen
@@ -176,6 +177,10 @@ def test_a_turn_of_text_over_a_kept_cache(family, evict_below):
 def test_beams_and_sampling(family, options):
     one = specimen(family)
     inputs, layer = one.inputs(1, 2), first_layer(family)
+    if not takes_ready(one.model):
+        inputs = one.inputs(1, 1)
+        if len(inputs.get("pixel_values", inputs["input_ids"])) > 2 and "image_grid_thw" not in inputs:
+            pytest.skip("before 5.18, transformers mixes up the tiles of beams")
     with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3, layer=layer) as report:
         one.model(**inputs)
         chosen = copy.deepcopy(report)  # with beams there is a row for each

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import DynamicCache, StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 from adaptprune.chat.backend import Reply, Said, Settings
 from adaptprune.engines.transformers import Stream, sampling_options
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import PruneHandle, prune
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams import calls, parts, processors
 from adaptprune.methods import make_pruner
 from adaptprune.pruner import Pruner
 from adaptprune.serve.errors import ServeError
@@ -56,7 +58,7 @@ class LocalBackend:
             self._prune(pruner, settings.reselect)
 
     def reset(self) -> None:
-        self._cache: Any = DynamicCache(config=self.model.config.get_text_config())
+        self._cache: Any = kv.new_cache(parts.text_config(self.model.config))
         self._held: list[int] = []  # token ids in the cache
         self._images: list[Image.Image] = []  # that were read into it
         self._visual_end = 0  # the place behind their last token
@@ -84,12 +86,13 @@ class LocalBackend:
             options["top_p"] = settings.top_p
         if settings.seed is not None:
             torch.manual_seed(settings.seed)
-        stream = Stream(self.processor.tokenizer, on_text)
+        tokenizer = processors.tokenizer_of(self.processor)
+        stream = Stream(tokenizer, on_text)
         start = time.perf_counter()
         try:
             output = self.model.generate(
                 **self._continued(full, fresh, common),
-                past_key_values=self._cache,
+                **kv.handing(self.model, self._cache),
                 streamer=stream,
                 stopping_criteria=StoppingCriteriaList([_Stop(stopping)]),
                 **options,
@@ -98,11 +101,11 @@ class LocalBackend:
             self.reset()  # some layers may have read what others have not
             raise
         end = time.perf_counter()
-        self._held = output[0, : self._cache.get_seq_length()].tolist()
+        self._held = output[0, : kv.seen(self._cache)].tolist()
         self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
         reply = Reply(
-            self.processor.tokenizer.decode(new, skip_special_tokens=True).strip(),
+            tokenizer.decode(new, skip_special_tokens=True).strip(),
             ids.shape[1],
             ids.shape[1] - common,
             len(new),
@@ -186,7 +189,7 @@ class LocalBackend:
 
     def _end_of_images(self, ids: list[int]) -> int:
         """The place behind the last visual token of a prompt (a model may write such tokens in its answer, too)."""
-        token = self.model.config.image_token_id
+        token = parts.placeholder(self.model.config, "image")
         return next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] == token), 0)
 
     def _continued(self, full: dict[str, Tensor], fresh: list[Image.Image], common: int) -> dict[str, Tensor]:
@@ -194,7 +197,7 @@ class LocalBackend:
         if not common:
             return full
         length = full["input_ids"].shape[1]
-        positions = self.model._prepare_position_ids_for_generation(full["input_ids"], dict(full))
+        positions = calls.positions_for(self.model, full["input_ids"], full)
         inputs = {name: value for name, value in full.items() if value.shape[:2] == (1, length)}
         inputs["position_ids"] = positions
         if fresh:
@@ -204,7 +207,7 @@ class LocalBackend:
         return inputs
 
     def _room(self, length: int, settings: Settings) -> int:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = parts.context(self.model.config)
         if limit is None:
             return settings.max_new_tokens
         if length >= limit:

@@ -16,6 +16,7 @@ from transformers import TextStreamer
 from adaptprune.checks import whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks import prune
+from adaptprune.hooks.seams import parts, processors
 from adaptprune.pruner import Pruner
 from adaptprune.report import PruneReport
 
@@ -68,18 +69,17 @@ class Stream(TextStreamer):
 
 def chat_text(processor: Any, prompt: str, images: int) -> str:
     """One user turn in the model's own chat format: placeholders for `images` images, then the text."""
-    token = getattr(processor, "image_token", "<image>")
+    token = processors.image_token(processor)
     try:
         prompt.encode()
     except UnicodeEncodeError:
         raise AdaptPruneError(f"the prompt {prompt!r} is not valid text: write it in UTF-8.") from None
     if token in prompt:
         raise AdaptPruneError(f"the prompt contains the image placeholder {token!r}: leave it out, images go in front.")
-    if not getattr(processor, "chat_template", None):  # base checkpoints of LLaVA-1.5 have none
+    if not processors.has_template(processor):  # base checkpoints of LLaVA-1.5 have none
         return "USER: " + f"{token}\n" * images + f"{prompt} ASSISTANT:"
     content = [*({"type": "image"} for _ in range(images)), {"type": "text", "text": prompt}]
-    text: str = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-    return text
+    return processors.templated(processor, [{"role": "user", "content": content}])
 
 
 class TransformersEngine:
@@ -143,7 +143,8 @@ class TransformersEngine:
         self._check_context(inputs["input_ids"], max_new_tokens)
         if seed is not None:
             torch.manual_seed(seed)
-        stream = Stream(self.processor.tokenizer, on_text)
+        tokenizer = processors.tokenizer_of(self.processor)
+        stream = Stream(tokenizer, on_text)
         with prune(self.model, pruner) if pruner is not None else nullcontext() as report:
             start = time.perf_counter()
             output = self.model.generate(**inputs, streamer=stream, **sampling)
@@ -151,11 +152,11 @@ class TransformersEngine:
         prompt_tokens = inputs["input_ids"].shape[1]
         new = output[0, prompt_tokens:]
         timings = Timings(1000 * (stream.arrivals[0] - start), 1000 * (end - start), len(new))
-        text = self.processor.tokenizer.decode(new, skip_special_tokens=True).strip()
+        text = tokenizer.decode(new, skip_special_tokens=True).strip()
         return Answer(text, prompt_tokens, timings, report, inputs)
 
     def _check_context(self, ids: Tensor, max_new_tokens: int) -> None:
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = parts.context(self.model.config)
         if limit is not None and ids.shape[1] + max_new_tokens > limit:
             raise AdaptPruneError(
                 f"the prompt has {ids.shape[1]} tokens (images included) and max_new_tokens={max_new_tokens}: together "

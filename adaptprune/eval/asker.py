@@ -17,6 +17,8 @@ from adaptprune.eval.columns import DOWNSAMPLE, Column
 from adaptprune.eval.protocol import prompt_text
 from adaptprune.eval.task import Item
 from adaptprune.hooks import prune
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams import parts, processors
 from adaptprune.methods.pool import cells
 from adaptprune.pruner import budget
 
@@ -33,11 +35,14 @@ class Asker:
             text = prompt_text(self.protocol, self.processor, prompt, 0)
         except AdaptPruneError as error:
             return str(error)
-        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        limit = parts.context(self.model.config)
         if limit is None:
             return ""
         tower = self.model.config.vision_config
-        tokens = len(self.processor.tokenizer(text)["input_ids"]) + images * (tower.image_size // tower.patch_size) ** 2
+        tokens = (
+            len(processors.tokenizer_of(self.processor)(text)["input_ids"])
+            + images * (tower.image_size // tower.patch_size) ** 2
+        )
         if tokens + max_new_tokens <= limit:
             return ""
         return (
@@ -81,12 +86,9 @@ class Asker:
         first = [place for indices in places.values() for place in indices]
         interpolate = {"interpolate_pos_encoding": True} if size is not None else {}
         begin = speed.now(self.model.device)
-        encoded = self.model.get_image_features(made["pixel_values"][first], **interpolate)
-        milliseconds = 1000 * (speed.now(self.model.device) - begin)
-        by_place = dict(zip(first, encoded.pooler_output, strict=True))
-        features = [by_place[place] for item in items for place in places[item.picture]]
-        inputs["mm_encoder_outputs"] = {"image": type(encoded)(pooler_output=features)}
-        return inputs, milliseconds
+        order = [first.index(place) for item in items for place in places[item.picture]]
+        handed = parts.handed_ahead(self.model, made["pixel_values"][first], order, **interpolate)
+        return {**inputs, **handed}, 1000 * (speed.now(self.model.device) - begin)
 
     def generate(
         self, inputs: dict[str, Any], column: Column, max_new_tokens: int
@@ -103,9 +105,9 @@ class Asker:
         prompt = inputs["input_ids"].shape[1]
         new = output.sequences[:, prompt:]
         texts = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
-        visual = (inputs["input_ids"] == self.model.config.image_token_id).sum(dim=1).tolist()
+        visual = (inputs["input_ids"] == parts.placeholder(self.model.config, "image")).sum(dim=1).tolist()
         kept = [sample.num_kept for sample in report.samples] if report else visual
-        kv_bytes = report.kv_bytes if report else _prompt_bytes(output.past_key_values, prompt)
+        kv_bytes = report.kv_bytes if report else kv.nbytes(kv.cache_of(output), prompt)
         times = 1000 * (clock.first - clock.start), 1000 * (end - clock.start)
         return texts, kept, (*times, self._count(new), kv_bytes)
 
@@ -117,9 +119,3 @@ class Asker:
         ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=new.device)
         before = torch.isin(new, ends).cumsum(dim=1) == 0
         return int((before.sum(dim=1) + 1).clamp(max=new.shape[1]).sum())
-
-
-def _prompt_bytes(cache: Any, prompt: int) -> int:
-    """Bytes of the prompt's keys and values in a cache that has the answer's, too."""
-    tensors = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
-    return sum(tensor.element_size() * tensor.numel() // tensor.shape[-2] * prompt for tensor in tensors)

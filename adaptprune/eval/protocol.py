@@ -12,6 +12,7 @@ from PIL import Image
 
 from adaptprune.engines.transformers import chat_text
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import parts, processors
 from adaptprune.registry import did_you_mean
 
 SYSTEM = (
@@ -32,7 +33,7 @@ def pick(name: str, config: Any) -> str:
         raise AdaptPruneError(f"unknown protocol {name!r}.{did_you_mean(name, PROTOCOLS)}")
     if name != AUTO:
         return name
-    text = config.get_text_config()
+    text = parts.text_config(config)
     vicuna = text.model_type == "llama" and text.vocab_size in VICUNA_VOCABULARIES
     return LLAVA if config.model_type == "llava" and vicuna else MODEL
 
@@ -42,7 +43,7 @@ def prompt_text(protocol: str, processor: Any, prompt: str, images: int) -> str:
     text = chat_text(processor, prompt, images)  # checks the prompt, too
     if protocol == MODEL:
         return text
-    token = getattr(processor, "image_token", "<image>")
+    token = processors.image_token(processor)
     return f"{SYSTEM} USER: " + f"{token}\n" * images + f"{prompt} ASSISTANT:"
 
 
@@ -50,7 +51,7 @@ def square(protocol: str, processor: Any, image: Image.Image) -> Image.Image:
     """The picture in the middle of a square of the mean colour, if the protocol wants that."""
     if protocol == MODEL or image.width == image.height:
         return image
-    colour = tuple(int(255 * mean) for mean in processor.image_processor.image_mean)
+    colour = tuple(int(255 * mean) for mean in processors.normalisation(processor)[0])
     side = max(image.size)
     padded = Image.new("RGB", (side, side), colour)
     padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

@@ -208,6 +208,11 @@ def placeless(count: int) -> Tensor:
     return torch.full((count, 3), -1)
 
 
+def flat(features: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """Features as (tokens, D) each, whichever way a release puts them together: (D), (tokens, D) or (n, tokens, D)."""
+    return [part.flatten(0, -2) for part in features]
+
+
 def squares(features: Sequence[Tensor] | Tensor, extra: int = 0, group: int = 1) -> list[Tensor]:
     """Cells of pictures with one square grid each, from the features of each, (tokens, D).
 

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from adaptprune.families.base import argument, raster
+from adaptprune.families.base import argument, flat, raster
 from adaptprune.families.llava_next import LlavaNext
 
 
@@ -22,7 +22,6 @@ class LlavaNextVideo(LlavaNext):
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "image":
             return super().cells(base, modality, inputs, features)
-        frames = argument(inputs, "pixel_values_videos").shape[1]
-        videos, tokens = features.shape[:2]
-        side = math.isqrt(tokens // frames)
+        videos, frames = argument(inputs, "pixel_values_videos").shape[:2]
+        side = math.isqrt(sum(map(len, flat(features))) // (videos * frames))
         return [raster(frames, side, side)] * videos

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import Family, argument, placeless, raster
+from adaptprune.families.base import Family, argument, flat, placeless, raster
 from adaptprune.families.llava_next import unpadded
 
 
@@ -22,9 +22,9 @@ class LlavaOnevision(Family):
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "video":
-            frames = argument(inputs, "pixel_values_videos").shape[1]
-            videos, tokens = features.shape[:2]
-            side = math.isqrt((tokens - 1) // frames)
+            videos, frames = argument(inputs, "pixel_values_videos").shape[:2]
+            # the newline behind a video is among its features since 5.20
+            side = math.isqrt(sum(map(len, flat(features))) // videos // frames)
             return [torch.cat([raster(frames, side, side), placeless(1)])] * videos
         sizes, counts = argument(inputs, "image_sizes"), inputs.get("batch_num_images")
         tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]

@@ -8,7 +8,6 @@ their way. Features that a caller puts among embeddings by hand are recognised b
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +33,6 @@ def _wrap(
     base: nn.Module, modality: str, name: str, family: Family, running: Running, noted: Noted
 ) -> Callable[[], None]:
     encode = getattr(base, name)
-    signature = inspect.signature(encode)
 
     @functools.wraps(encode)  # generate() picks the arguments by the signature
     def noting(*args: Any, **kwargs: Any) -> Any:
@@ -48,7 +46,10 @@ def _wrap(
         if isinstance(encoded, tuple):  # return_dict=False, by hand: what is done with it is seen when it is read
             return encoded
         features = parts.features_of(encoded)
-        cells = family.cells(base, modality, signature.bind_partial(*args, **kwargs).arguments, features)
+        inputs = calls.bound(encode, args, kwargs)
+        cells = family.cells(
+            base, modality, {parts.PICTURES[modality]: next(iter(inputs.values())), **inputs}, features
+        )
         setattr(encoded, CELLS, cells)
         if running.encoded is not None:
             running.encoded[modality] = cells

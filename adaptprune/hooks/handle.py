@@ -10,10 +10,11 @@ from torch import nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
-from adaptprune.hooks import encode, seams
+from adaptprune.hooks import encode
 from adaptprune.hooks.forwards import Forwards, install
 from adaptprune.hooks.running import Running, watch_generate
 from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams.table import check
 from adaptprune.hooks.select import Selector
 from adaptprune.methods import make_pruner
 from adaptprune.pruner import Pruner
@@ -130,7 +131,7 @@ class PruneHandle:
                 f"reselect=True needs causal attention, and in model type {self.config.model_type!r} tokens see later "
                 "ones: start a new cache at every turn instead."
             )
-        seams.check(self._parts, self._selector.watched)
+        check(self._parts, self._selector.watched)
 
     def _install(self, forwards: Forwards, running: Running) -> None:
         model, base, decoder, layers = self._parts.model, self._parts.base, self._parts.decoder, self._parts.layers

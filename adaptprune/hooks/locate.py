@@ -46,10 +46,14 @@ class Noted:
         self._units: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
 
     def add(self, features: Sequence[Tensor] | Tensor, cells: Sequence[Tensor]) -> None:
-        """Remember features, (n, D) for each picture or video, and the cells of each, (n, 3)."""
+        """Remember features, (n, D) for each picture or video, and the cells of each, (n, 3).
+
+        Features that a model has yet to add to (newlines) are not remembered: among embeddings they are refused.
+        """
         whole = features if isinstance(features, Tensor) else torch.cat([part.flatten(0, -2) for part in features])
-        rows = sample(whole.flatten(0, -2)).cpu()
-        self._units.extend(zip(rows.split([len(unit) for unit in cells]), cells, strict=True))
+        rows, sizes = sample(whole.flatten(0, -2)).cpu(), [len(unit) for unit in cells]
+        if sum(sizes) == len(rows):
+            self._units.extend(zip(rows.split(sizes), cells, strict=True))
 
     def units(self, dtype: torch.dtype) -> list[tuple[list[bytes], Tensor]]:
         """What is remembered, as embeddings of a dtype are compared."""

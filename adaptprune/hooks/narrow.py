@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.cache import window
-from adaptprune.hooks.seams.calls import MASK, POSITIONS, ROTARY
+from adaptprune.hooks.seams.calls import MASK, POSITIONS, ROTARY, as_rotary
 from adaptprune.hooks.state import Call
 
 
@@ -45,16 +45,20 @@ def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: 
 def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
     """An argument of a layer without the values of dropped tokens; the same object if it has no value per token.
 
-    Values per token are told by their shape: as many as the forward has tokens, behind the batch. In any other place
-    that number is no accident either, and what it stands for is not known here, so it is refused.
+    Values per token are told by their shape: as many as the forward has tokens, behind the batch, which may stand behind
+    axes of its own. In any other place that number is no accident either, and what it stands for is not known here, so
+    it is refused.
     """
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
         parts = [_per_token(call, rows, name, part) for part in value]
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
     if not isinstance(value, Tensor) or call.length == 1 or call.length not in value.shape:
         return value
-    if value.ndim >= 2 and value.shape[1] == call.length and value.shape[0] in (1, call.batch):
+    batches = (1, call.batch)
+    if value.ndim >= 2 and value.shape[1] == call.length and value.shape[0] in batches:
         return take(value, rows)
+    if value.ndim >= 3 and value.shape[2] == call.length and value.shape[1] in batches:
+        return torch.stack([take(part, rows) for part in value])
     raise AdaptPruneError(
         f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens, and "
         "it is not known how to take dropped tokens out of it: this model cannot be pruned with it."
@@ -124,7 +128,7 @@ def whole_conversation(call: Call, layer: int, arguments: dict[str, Any], backen
     assert call.rotary is not None
     dtype = call.rotary[0].dtype
     mask = _once(call, layer, call.state, lambda: _causal_mask(call, layer, dtype, backend))
-    return {**arguments, ROTARY: call.rotary, POSITIONS: None, MASK: mask}
+    return {**arguments, ROTARY: as_rotary(call.rotary), POSITIONS: None, MASK: mask}
 
 
 def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> Any:

@@ -16,7 +16,7 @@ def evict(call: Call, num_layers: int) -> None:
     final = state.views[max(state.views)]
     for index in range(num_layers):
         layer, width = call.cache.layers[index], kv.window(call.cache, index)
-        keys, values = kv.contents(layer)  # type: ignore[misc]
+        keys, values = kv.filled(layer)
         held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -kv.held(layer) :]
         place = places(held, call.total).gather(1, final.index.clamp_min(0)).clamp_min(0).to(keys.device)
         place = place[:, -width + 1 :] if width is not None else place

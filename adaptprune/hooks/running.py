@@ -7,7 +7,6 @@ Nothing here outlives the call that it belongs to. What a sequence has been thro
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from threading import local
@@ -89,14 +88,11 @@ def watch_generate(model: nn.Module, running: Running) -> list[Callable[[], None
     if not hasattr(model, "generate"):
         return []
     generate: Any = model.generate
-    signature = inspect.signature(generate)
     undo: list[Callable[[], None]] = []
 
     @functools.wraps(generate)
     def noting(*args: Any, **kwargs: Any) -> Any:
-        given = signature.bind_partial(*args, **kwargs).arguments
-        given = {**given, **given.get("kwargs", {})}
-        read = calls.prompt_of(given)
+        read = calls.prompt_of(calls.bound(generate, args, kwargs))
         outer, running.generating = running.generating, Generating(None if read is None else read.shape[1])
         own, running.own = running.own, False
         _watch_prepare(model, running, undo)

@@ -60,7 +60,7 @@ class History:
     ----------
     chunks : list of (int, tuple of Tensor)
         Of each forward, its first position; hidden states before the first stage (B, L, D), position embeddings
-        (cos, sin) (B or 1, L, d) and, if the method compares those, what the key projection of the layer below the
+        (cos, sin), tokens second, and, if the method compares those, what the key projection of the layer below the
         first stage put out (B, L, Dk). Joined only when they are needed.
     layouts : list of Layout
         All visual tokens so far, one per row of the batch.

@@ -13,6 +13,7 @@ import torch
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
+from adaptprune.hooks.seams.processors import tokenizer_of
 from adaptprune.models import lora, original
 from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, first_line, why_refused
 from adaptprune.models.placement import Placement
@@ -88,7 +89,7 @@ def load(
     others = {key: value for key, value in options.items() if key not in HUB_OPTIONS}
     model, processor = _read(checkpoint, model_base, vision_tower, placement, others)
     model.name_or_path = model.config.name_or_path = source  # what PEFT will call the base of an adapter
-    processor.tokenizer.padding_side = "left"  # batches are continued at their right end
+    tokenizer_of(processor).padding_side = "left"  # batches are continued at their right end
     return placement.settle(model), processor
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import parts
 from adaptprune.registry import did_you_mean
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -134,11 +135,9 @@ def outside_of_decoder(config: Any) -> list[str]:
     """
     from transformers import AutoModelForImageTextToText
 
-    from adaptprune.hooks.seams.parts import parts_of
-
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
-    decoder = parts_of(model).decoder
+    decoder = parts.parts_of(model).decoder
     path = next(name for name, module in model.named_modules() if module is decoder).split(".")
     skipped, parent, prefix = [], model, ""
     for step in path:
@@ -148,7 +147,7 @@ def outside_of_decoder(config: Any) -> list[str]:
 
 
 def _own_dtype(config: Any) -> torch.dtype:
-    dtype = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    dtype = getattr(config, "dtype", None) or getattr(parts.text_config(config), "dtype", None)
     return dtype if isinstance(dtype, torch.dtype) else torch.float16
 
 
@@ -177,10 +176,11 @@ def _check_attention(name: str | None) -> None:
     """A misspelt or missing implementation is found before gigabytes are read."""
     if name is None or "/" in name:  # a kernel of the hub, named owner/name
         return
-    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
     from transformers.utils import is_flash_attn_2_available
 
-    allowed = ["eager", *(key for key in ALL_ATTENTION_FUNCTIONS.valid_keys() if "|" not in key)]
+    from adaptprune.hooks.seams.attention import known_implementations
+
+    allowed = known_implementations()
     if name not in allowed:
         raise AdaptPruneError(f"unknown attn_implementation {name!r}.{did_you_mean(name, allowed)}")
     if name == "flash_attention_2" and not is_flash_attn_2_available():

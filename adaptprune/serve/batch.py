@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LogitsProcessorList
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks import prune
-from adaptprune.hooks.seams.parts import parts_of
+from adaptprune.hooks.seams import attention, calls, parts_of
+from adaptprune.hooks.seams import cache as kv
 from adaptprune.methods import make_pruner
 from adaptprune.serve.errors import ServeError
 from adaptprune.serve.jobs import Delta, Job, Row
@@ -61,14 +61,14 @@ class Batch:
         self.rows: list[Row] = []
         self.counters = Counters()
         self._tokenizer = tokenizer
-        decoder: Any = parts_of(model).decoder
+        found = parts_of(model)
         # keeps everything: for requests without pruning, whose visual tokens are reported too
-        self._whole = make_pruner("random", keep_ratio=1, layer=len(decoder.layers) - 1)
-        self._backend: str = decoder.config._attn_implementation or "eager"
-        if self._backend == "flex_attention":
+        self._whole = make_pruner("random", keep_ratio=1, layer=len(found.layers) - 1)
+        self._decoder = found.decoder
+        if attention.backend(found.decoder) == "flex_attention":
             raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
         self._slots = Slots(model.config)
-        self._remove_masks = install_masks(decoder, self._backend)
+        self._remove_masks = install_masks(found)
         self._eos = _eos_of(model)
 
     @property
@@ -110,11 +110,11 @@ class Batch:
         }
         ids = inputs["input_ids"]
         # as generate() does it; models with M-RoPE have more than one axis of positions
-        positions = self.model._prepare_position_ids_for_generation(ids, dict(inputs))
-        cache = DynamicCache()  # without the config: sliding layers keep everything, and Slots masks them
+        positions = calls.positions_for(self.model, ids, inputs)
+        cache = kv.new_cache()  # without the config: sliding layers keep everything, and Slots masks them
         with prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
-                **inputs, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                **inputs, **kv.handing(self.model, cache), position_ids=positions, use_cache=True, logits_to_keep=1
             )
         usage = job.usage
         (sample,) = report.samples
@@ -141,11 +141,7 @@ class Batch:
         if config.do_sample:
             config.temperature = temperature
             config.top_p = config.top_p if sampling.top_p is None else sampling.top_p
-        self.model._prepare_special_tokens(config, device=device)
-        # the checkpoint's own processors (a repetition penalty, say) and ours, as generate() applies them
-        processors = self.model._get_logits_processor(
-            config, ids.shape[1], ids, None, LogitsProcessorList(), device=str(device)
-        )
+        processors = calls.logits_processors(self.model, config, ids)
         generator = None
         if config.do_sample:
             generator = torch.Generator(device)
@@ -162,14 +158,14 @@ class Batch:
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
         positions = torch.cat([row.position for row in rows], dim=-2) + 1
         # replaced layer by layer (install_masks); in this form the model makes none of its own
-        shape = (len(rows), 1) if self._backend.startswith("flash") else (len(rows), 1, 1, 1)
+        shape = (len(rows), 1) if attention.backend(self._decoder).startswith("flash") else (len(rows), 1, 1, 1)
         self._slots.begin_step()
         try:
             output = self.model(
                 input_ids=ids,
                 attention_mask=torch.ones(shape, dtype=torch.bool, device=device),
                 position_ids=positions,
-                past_key_values=self._slots,
+                **kv.handing(self.model, self._slots),
                 use_cache=True,
             )
         except BaseException:

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import parts
 from adaptprune.pruner import Pruner
 from adaptprune.serve.batch import Batch, Counters, Written
 from adaptprune.serve.errors import ServeError, bad_request, from_exception, out_of_memory
@@ -56,7 +57,6 @@ class Engine:
         self.limits, self.pruner = limits or EngineLimits(), pruner
         self.prompter = Prompter(processor)
         self._batch = Batch(model, processor, self.prompter.tokenizer())
-        self._text = model.config.get_text_config()
         self._open: set[Job] = set()
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -95,7 +95,7 @@ class Engine:
     @property
     def context(self) -> int | None:
         """Tokens that prompt and answer may have together; None: not limited by the model."""
-        return getattr(self._text, "max_position_embeddings", None)
+        return parts.context(self.model.config)
 
     @property
     def counters(self) -> Counters:
@@ -145,7 +145,7 @@ class Engine:
 
     def check(self, pruner: Pruner) -> None:
         """Raise AdaptPruneError if this model cannot be pruned so."""
-        layers = self._text.num_hidden_layers
+        layers = parts.num_layers(self.model.config)
         for layer in pruner.schedule(layers):
             if not 0 <= layer < layers:
                 raise AdaptPruneError(

@@ -12,6 +12,7 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
+from adaptprune.hooks.seams import processors
 from adaptprune.serve.errors import ServeError, bad_request
 
 #: How many prompts can be prepared at the same time; each holds its images and a copy of the processor.
@@ -55,7 +56,7 @@ class Prompter:
 
     def tokenizer(self) -> Any:
         """A tokenizer of its own for another thread."""
-        return copy.deepcopy(self._processor.tokenizer)
+        return copy.deepcopy(processors.tokenizer_of(self._processor))
 
     def text(self, turns: Sequence[Turn]) -> str:
         """The prompt as text, with one placeholder per image.
@@ -65,12 +66,12 @@ class Prompter:
         ServeError
             The text contains the image placeholder itself, is no valid Unicode, or the model's template refuses it.
         """
-        token = getattr(self._processor, "image_token", "<image>")
+        token = processors.image_token(self._processor)
         for turn in turns:
             for part in turn.parts:
                 if isinstance(part, str):
                     _check_text(part, token)
-        if not getattr(self._processor, "chat_template", None):  # base checkpoints of LLaVA-1.5 have none
+        if not processors.has_template(self._processor):  # base checkpoints of LLaVA-1.5 have none
             return _vicuna(turns, token)
         messages = [
             {
@@ -83,10 +84,9 @@ class Prompter:
             for turn in turns
         ]
         try:
-            text: str = self._processor.apply_chat_template(messages, add_generation_prompt=True)
+            return processors.templated(self._processor, messages)
         except jinja2.TemplateError as error:
             raise bad_request(f"the model's chat template refuses these messages: {error}.", "messages") from None
-        return text
 
     def inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """Model inputs on the CPU: a batch of one."""

@@ -18,15 +18,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import Parts, attention, calls
+from adaptprune.hooks.seams import cache as kv
 
 #: Columns are added to a buffer in steps of this many, and by at least a quarter, so that growing stays rare.
 COLUMNS = 64
 
 
-class SlotLayer(CacheLayerMixin):
+class SlotLayer(kv.CacheLayerMixin):
     """One layer's keys and values of all rows, (rows, heads, columns, width), and how many of them each row holds."""
 
     is_sliding = False
@@ -122,7 +122,7 @@ def _grown(old: Tensor, rows: int, columns: int, used: int) -> Tensor:
     return new
 
 
-class Slots(Cache):
+class Slots(kv.Cache):
     """The cache of one running batch. Install its masks on the decoder with `install_masks`.
 
     Parameters
@@ -137,14 +137,7 @@ class Slots(Cache):
     """
 
     def __init__(self, config: Any) -> None:
-        kinds = DynamicCache(config=config).layers
-        self.windows = [getattr(kind, "sliding_window", None) for kind in kinds]
-        for kind in kinds:
-            if type(kind).__name__ not in ("DynamicLayer", "DynamicSlidingWindowLayer"):
-                raise AdaptPruneError(
-                    f"this decoder keeps a {type(kind).__name__} in its cache, which cannot be batched with others: "
-                    "only full and sliding-window attention can be served."
-                )
+        self.windows = kv.windows(config)
         super().__init__(layers=[SlotLayer(window) for window in self.windows])
         self._masks: dict[Any, Tensor | None] = {}
         self._before: list[list[int]] = []
@@ -159,10 +152,10 @@ class Slots(Cache):
         pairs = [(layer.keys, layer.values) for layer in self.layers]  # read once: other threads ask, too
         return sum(keys.nbytes + values.nbytes for keys, values in pairs if keys is not None and values is not None)
 
-    def join(self, cache: DynamicCache) -> None:
+    def join(self, cache: kv.Cache) -> None:
         """Append the one row of a cache in which a prompt was read."""
-        for mine, theirs in zip(self.layers, cache.layers, strict=True):
-            mine.join(theirs.keys, theirs.values)
+        for mine, theirs in zip(self.layers, kv.layers_of(cache), strict=True):
+            mine.join(*kv.filled(theirs))
 
     def leave(self, row: int) -> None:
         """Drop one row; the last one takes its place."""
@@ -214,19 +207,20 @@ def _visible(lengths: list[int], window: int | None, device: torch.device) -> Te
     return held if window is None else held & (columns > ends - window)
 
 
-def install_masks(decoder: nn.Module, backend: str) -> Callable[[], None]:
-    """Hand every layer its own mask whenever the decoder runs on `Slots`. Returns the function that undoes it."""
+def install_masks(found: Parts) -> Callable[[], None]:
+    """Hand every decoder layer its own mask whenever the model runs on `Slots`. Returns the function that undoes it."""
 
     def before(index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        cache = kwargs.get("past_key_values")
+        states, arguments = calls.layer_call(module, args, kwargs)
+        cache = kv.cache_in(arguments)
         if not isinstance(cache, Slots):
             return None
-        states = args[0] if args else kwargs["hidden_states"]
-        return args, {**kwargs, "attention_mask": cache.mask(index, backend, states.dtype, states.device)}
+        mask = cache.mask(index, attention.backend(found.decoder), states.dtype, states.device)
+        return (states,), {**arguments, calls.MASK: mask}
 
-    layers: Any = decoder.layers
     hooks = [
-        layer.register_forward_pre_hook(partial(before, index), with_kwargs=True) for index, layer in enumerate(layers)
+        layer.register_forward_pre_hook(partial(before, index), with_kwargs=True)
+        for index, layer in enumerate(found.layers)
     ]
 
     def remove() -> None:

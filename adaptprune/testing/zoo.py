@@ -7,6 +7,7 @@ tests/test_video.py.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -118,6 +119,17 @@ def llava_onevision(attention: str) -> Specimen:
     return Specimen(model, processor, sizes=[(150, 40), (30, 70), (90, 90)])
 
 
+class _VideoLlavaPictures(hf.LlavaProcessor):
+    """In place of `VideoLlavaProcessor`, which needs torchvision; before 5.20 it names pictures otherwise."""
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        made = super().__call__(*args, **options)
+        name = list(inspect.signature(hf.VideoLlavaModel.get_image_features).parameters)[1]
+        if "pixel_values" in made and name != "pixel_values":
+            made[name] = made.pop("pixel_values")
+        return made
+
+
 def video_llava(attention: str) -> Specimen:
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
@@ -127,7 +139,7 @@ def video_llava(attention: str) -> Specimen:
         image_token_index=IMAGE,
         video_token_index=VIDEO,
     )
-    processor = hf.LlavaProcessor(
+    processor = _VideoLlavaPictures(
         CLIPImageProcessorPil(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip

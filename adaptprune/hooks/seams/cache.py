@@ -30,14 +30,23 @@ NAMES = ("cache", "past_key_values")
 
 
 def parameters(module: Any) -> tuple[str, ...]:
-    """The arguments of a module's forward by name, in their order; `torch.compile`'s wrapper is looked through."""
-    forward = getattr(module, "_orig_mod", module).forward
-    return _parameters(getattr(forward, "__func__", forward))
+    """The arguments of a module's forward by name, in their order.
+
+    `torch.compile`'s wrapper is looked through, and so is a forward that somebody put over the module's own to hand
+    everything on (``*args, **kwargs``).
+    """
+    module = getattr(module, "_orig_mod", module)
+    forward = getattr(module.forward, "__func__", module.forward)
+    names, hands_on = _parameters(forward)
+    return _parameters(type(module).forward)[0] if hands_on else names
 
 
 @functools.cache
-def _parameters(function: Any) -> tuple[str, ...]:
-    return tuple(name for name in inspect.signature(function).parameters if name != "self")
+def _parameters(function: Any) -> tuple[tuple[str, ...], bool]:
+    found = inspect.signature(function).parameters
+    rest = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    names = tuple(name for name, each in found.items() if name != "self" and each.kind not in rest)
+    return names, any(each.kind in rest for each in found.values())
 
 
 def cache_name(module: Any) -> str:
@@ -204,7 +213,22 @@ def held(layer: Any) -> int:
 
 def contents(layer: Any) -> tuple[Tensor, Tensor] | None:
     """Keys and values of a layer, (B, H, S, d) each; None while it is empty."""
-    return (layer.keys, layer.values) if held(layer) else None
+    return filled(layer) if held(layer) else None
+
+
+def filled(layer: Any) -> tuple[Tensor, Tensor]:
+    """Keys and values of a layer that is not empty, (B, H, S, d) each."""
+    return layer.keys, layer.values
+
+
+def nbytes(cache: Any, first: int | None = None) -> int:
+    """Bytes of all keys and values; with `first`, of as many positions in every layer."""
+    pairs = [pair for layer in layers_of(cache) if (pair := contents(layer)) is not None]
+    return sum(
+        tensor.nbytes if first is None else tensor.nbytes // tensor.shape[-2] * first
+        for pair in pairs
+        for tensor in pair
+    )
 
 
 def replace(layer: Any, keys: Tensor, values: Tensor) -> None:

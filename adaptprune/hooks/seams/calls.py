@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,15 +38,31 @@ def layer_call(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     return hidden, rest
 
 
+def bound(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """All arguments of a call of a function by their names, those that it takes as ``**kwargs`` among them."""
+    signature = inspect.signature(function)
+    found = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for name, parameter in signature.parameters.items():
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            found.update(found.pop(name, {}))
+    return found
+
+
 def rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    """The position embeddings that a layer is handed: (cos, sin), (B or 1, L, d) each."""
+    """The position embeddings that a layer is handed, (cos, sin), tokens second: (B or 1, L, d) or (B, L, d, axes)."""
     pair = arguments.get(ROTARY)
     if not isinstance(pair, (tuple, list)) or not all(isinstance(part, Tensor) for part in pair):
         raise AdaptPruneError(
             "reselect=True needs position embeddings that are handed to the layers, and this decoder hands on "
             f"{type(pair).__name__}: start a new cache at every turn instead."
         )
-    return tuple(pair)
+    # before 5.18, Qwen2-VL's layers put their axes together themselves: (axes, B, L, d)
+    return tuple(part.movedim(0, -1) if part.ndim == 4 else part for part in pair)
+
+
+def as_rotary(pair: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """What `rotary` returned, as a layer takes it."""
+    return tuple(part.movedim(-1, 0) if part.ndim == 4 else part for part in pair)
 
 
 def prompt_of(inputs: Mapping[str, Any]) -> Tensor | None:

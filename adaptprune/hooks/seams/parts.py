@@ -20,6 +20,8 @@ DECODERS = ("language_model", "text_model")
 #: How a picture or video is put in: the method of the base that encodes it, and its placeholder in the config.
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
+#: What a family calls the pictures or videos among the arguments of an encode method, whatever its first one is called.
+PICTURES = {"image": "pixel_values", "video": "pixel_values_videos"}
 #: The argument by which features that were encoded before go into a forward (`generate()` does so since 5.18).
 READY = "mm_encoder_outputs"
 
@@ -102,6 +104,26 @@ def ready(features: Mapping[str, Any]) -> dict[str, Any]:
     return {READY: dict(features)}
 
 
+def handed_ahead(model: Any, pictures: Tensor, order: list[int], **options: Any) -> dict[str, Any]:
+    """The arguments that hand pictures to forwards: encoded here, once, if the model takes features.
+
+    Parameters
+    ----------
+    pictures : Tensor, (n, 3, H, W)
+    order : list of int
+        Which of them the prompts show, one after another; a picture may be shown several times.
+    **options
+        Of the encode method. A model that takes no features (before transformers 5.18) cannot be handed them.
+    """
+    if takes_ready(model):
+        encoded = getattr(model, ENCODERS["image"])(pictures, **options)
+        features = features_of(encoded)
+        return ready({"image": type(encoded)(pooler_output=[features[place] for place in order])})
+    if options:
+        raise misfit("features that are encoded ahead", f"{type(model).__name__} does not take them")
+    return {PICTURES["image"]: pictures[order]}
+
+
 def takes_ready(base: nn.Module) -> bool:
     """Whether a model's forward takes features that were encoded before."""
     return READY in inspect.signature(base.forward).parameters
@@ -109,13 +131,20 @@ def takes_ready(base: nn.Module) -> bool:
 
 @functools.cache
 def _picture_arguments(kind: Any) -> tuple[str, ...]:
-    """The arguments of a forward that hold pictures or videos: the first one of each encode method."""
-    found = []
+    """The arguments of a forward that hold pictures or videos: the first of each encode method, and their other names."""
+    found: list[str] = []
     for method in ENCODERS.values():
         function = getattr(kind, method, None)
         if function is not None:
-            found += list(inspect.signature(function).parameters)[1:2]  # [0] is self
+            names = list(inspect.signature(function).parameters)[1:]  # [0] is self
+            found += [name for name in names if name == names[0] or name.startswith("pixel_values")]
     return tuple(found)
+
+
+def picture_argument(base: nn.Module) -> str:
+    """The argument of a forward that holds pictures, as a processor names it."""
+    kind: Any = type(base)
+    return _picture_arguments(kind)[0]
 
 
 def shows_pictures(base: nn.Module, inputs: Mapping[str, Any]) -> bool:

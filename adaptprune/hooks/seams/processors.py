@@ -64,7 +64,7 @@ def build_without_check(kind: Any, arguments: list[Any], source: str, where: Map
     """A processor from its parts, without the check of their classes, which itself imports the video processors."""
     settings, _ = kind.get_processor_dict(source, **where)
 
-    class Lenient(kind):  # type: ignore[misc, valid-type]
+    class Lenient(kind):
         def check_argument_for_proper_class(self, argument_name: str, argument: Any) -> type:
             return type(argument)
 
@@ -79,7 +79,7 @@ def video_stand_in(refuse: Callable[[], Any], **attributes: Any) -> Any:
 
     base: Any = getattr(home, "VideoProcessorMixin", None) or home.BaseVideoProcessor  # before 5.18 there is the latter
 
-    class NoVideo(base):  # type: ignore[misc]
+    class NoVideo(base):
         def __init__(self) -> None:
             for name, value in attributes.items():
                 setattr(self, name, value)
