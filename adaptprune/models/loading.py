@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.families import family_of
 from adaptprune.models import lora, original
-from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, first_line, why_refused
+from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
 from adaptprune.models.prompts import conversation, make_processor, read_tokenizer
