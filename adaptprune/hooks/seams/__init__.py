@@ -3,14 +3,16 @@
 | file | what is assumed |
 |---|---|
 | `versions` | which releases were tested, and what is said on another |
+| `catalogue` | which models there are |
 | `parts` | where base, decoder, layers, encoders, placeholders and embeddings of a model are; what its config says |
 | `calls` | how layers are called, what a decoder returns, what `generate()` asks for and makes |
 | `cache` | the argument that the KV cache travels by, its classes, and ours that hold less than they report |
 | `attention` | the attention interface, and which implementation runs |
 | `processors` | attributes of processors and tokenizers, and which of their classes need torchvision |
 
-Each has a `find` that checks its assumptions on a model in hand (signatures and attributes, no forward) and says how it
-found them; `check` runs them all, at every `prune()`. A release of transformers that moves a seam is met here alone.
+Those that are about a model have a `find` that checks the assumptions on one in hand (signatures and attributes, no
+forward) and says how it found them; `check` runs them all, at every `prune()`. A release of transformers that moves a
+seam is met here alone.
 """
 
 from __future__ import annotations

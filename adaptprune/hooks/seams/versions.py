@@ -27,10 +27,10 @@ def window() -> str:
     return f"{OLDEST} to {NEWEST}"
 
 
-def requirement() -> str:
-    """The tested releases, for pip."""
+def requirement(oldest: str | None = None) -> str:
+    """The tested releases (from `oldest` on), for pip."""
     major, minor = NEWEST.split(".")
-    return f"transformers>={OLDEST},<{major}.{int(minor) + 1}"
+    return f"transformers>={oldest or OLDEST},<{major}.{int(minor) + 1}"
 
 
 def is_tested(release: str | None = None) -> bool:
