@@ -11,78 +11,28 @@
 | `processors` | attributes of processors and tokenizers, and which of their classes need torchvision |
 
 Those that are about a model have a `find` that checks the assumptions on one in hand (signatures and attributes, no
-forward) and says how it found them; `check` runs them all, at every `prune()`. A release of transformers that moves a
-seam is met here alone.
+forward) and says how it found them; `check` (`table`) runs them all, at every `prune()`. A release of transformers that
+moves a seam is met here alone. Nothing is imported before it is used: what `versions` knows is to be had, too, where
+transformers itself cannot be imported.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+import importlib
+from typing import TYPE_CHECKING, Any
 
-from adaptprune.hooks.seams import attention, cache, calls, parts
-from adaptprune.hooks.seams.parts import Parts, parts_of
+if TYPE_CHECKING:
+    from adaptprune.hooks.seams.parts import Parts, parts_of
+    from adaptprune.hooks.seams.table import SEAMS, Seam, check
 
+_HOME = {"Parts": "parts", "parts_of": "parts", "SEAMS": "table", "Seam": "table", "check": "table"}
 
-@dataclass(frozen=True)
-class Seam:
-    """One assumption.
-
-    Attributes
-    ----------
-    name : str
-        As errors call it.
-    what : str
-        What is assumed, in one sentence.
-    find : callable
-        From `Parts` and the layers whose attention is watched to how it is met here; raises AdaptPruneError.
-    """
-
-    name: str
-    what: str
-    find: Callable[[Parts, list[Any]], str]
+__all__ = ["SEAMS", "Parts", "Seam", "check", "parts_of"]
 
 
-SEAMS = (
-    Seam(
-        "parts",
-        "the base encodes pictures by get_image_features and holds a decoder with a list of layers",
-        lambda found, watched: parts.find(found),
-    ),
-    Seam(
-        "calls",
-        "layers take hidden states, a mask and positions; generate() asks the model for the arguments of its forwards",
-        lambda found, watched: calls.find(found.model, found.layers),
-    ),
-    Seam(
-        "cache",
-        "decoder and layers are handed one cache by one name, whose layers concatenate keys",
-        lambda found, watched: cache.find(found.decoder, found.layers),
-    ),
-    Seam(
-        "attention",
-        "attention modules look their implementation up by the name in their config",
-        lambda found, watched: attention.find([parts.attention_of(layer) for layer in watched]),
-    ),
-)
-
-
-def check(found: Parts, watched: list[Any]) -> dict[str, str]:
-    """How each seam is met by a model: name to finding.
-
-    Parameters
-    ----------
-    found : Parts
-    watched : list of nn.Module
-        Layers whose attention a method looks at.
-
-    Raises
-    ------
-    AdaptPruneError
-        A seam that is not there: it names the seam, the installed release and the releases that work.
-    """
-    return {seam.name: seam.find(found, watched) for seam in SEAMS}
-
-
-__all__ = ["SEAMS", "Parts", "Seam", "attention", "cache", "calls", "check", "parts", "parts_of"]
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
