@@ -22,7 +22,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def hiding(model: nn.Module, layer: int, gone: list[list[int]], *, decode_from: int | None = None) -> Iterator[None]:
+def hiding(model: Any, layer: int, gone: list[list[int]], *, decode_from: int | None = None) -> Iterator[None]:
     """Hide positions from layer `layer` on; from `decode_from` on once the prompt is read."""
 
     def rewrite(number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:

@@ -142,7 +142,7 @@ def text(kind: Any, **options: Any) -> Any:
     return kind(**{**base, **options})
 
 
-def clip(kind: Any = hf.CLIPVisionConfig, size: int = 28, patch: int = 7, **options: Any) -> Any:
+def clip(kind: Any = hf.CLIPVisionConfig, size: Any = 28, patch: Any = 7, **options: Any) -> Any:
     """A tower's config: 3 layers of 32."""
     return kind(
         **{
