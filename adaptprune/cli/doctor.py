@@ -93,7 +93,7 @@ def _seams(found: dict[str, Any]) -> Table:
 
 
 def _models(models: list[dict[str, Any]]) -> Table:
-    caption = "each built here with random weights, pruned, and compared with the same model with masks in its stead"
+    caption = "each built here with random weights, pruned, and compared with itself, the dropped tokens masked"
     table = Table("model", "result", "off the mask oracle", "seconds", caption=caption)
     for model in models:
         status = model["status"]
