@@ -1,15 +1,16 @@
-"""What is installed, and whether the parts that everything needs work here."""
+"""What is installed, and what works with it: the parts that everything needs, and every family on a tiny model."""
 
 from __future__ import annotations
 
+import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-import torch
-
 from adaptprune._version import __version__
+from adaptprune.errors import first_line
+from adaptprune.hooks.seams import versions as releases
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow", "typer", "rich")
 OPTIONAL = (
@@ -27,19 +28,62 @@ OPTIONAL = (
 )
 
 
-def examine() -> dict[str, Any]:
-    """Versions, devices, optional parts, and checks (None: passed; otherwise the reason)."""
-    return {
+def examine(
+    *, models: bool = True, watch: Callable[[list[str]], Iterable[str]] = iter, skipped: str = "models=False was given"
+) -> dict[str, Any]:
+    """Everything that `adaptprune doctor` tells.
+
+    Parameters
+    ----------
+    models : bool
+        Try every family on a tiny model, which takes some seconds (`adaptprune.testing.selfcheck`).
+    watch : callable
+        Is handed the names of what is tried and hands them on one by one: for a progress bar.
+    skipped : str
+        What is said of the models without `models`.
+
+    Returns
+    -------
+    dict of plain data
+        Versions, devices, optional parts; `checks` (None: passed; otherwise the reason); `transformers`: what is known
+        of the installed release; `models`: an outcome each (see `Outcome`), or None and the reason in
+        `models_skipped`; `seams`: what is assumed about transformers, and each way in which it is met, by which models.
+    """
+    imports = _passes(_imports)
+    found: dict[str, Any] = {
         "versions": {
             "adaptprune": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
             **{name: _version(name) or "not installed" for name in NEEDED},
         },
-        "devices": _devices(),
+        "transformers": {
+            "installed": releases.installed(),
+            "window": [releases.OLDEST, releases.NEWEST],
+            "tested": releases.is_tested(),
+            "judgement": releases.judgement(),
+        },
+        "devices": [],
         "optional": {name: _version(name) for name in OPTIONAL},
-        "checks": {"compiled selection": _passes(_selection), "pocket model": _passes(_pocket)},
+        "checks": {"torch and transformers": imports},
+        "models": None,
+        "models_skipped": skipped,
+        "seams": {},
     }
+    if imports is not None:  # all the rest needs them
+        return {**found, "models_skipped": "torch and transformers cannot be imported"}
+    found["devices"] = _devices()
+    found["checks"] |= {"compiled selection": _passes(_selection), "pocket model": _passes(_pocket)}
+    if models:
+        found |= {"models": _models(watch), "models_skipped": None}
+        found["seams"] = _seams(found["models"])
+    return found
+
+
+def works(found: dict[str, Any]) -> bool:
+    """Whether nothing of what `examine` found is amiss. A model that is not there, or an untested release, is not."""
+    failed = [model for model in found["models"] or () if model["status"] == "failed"]
+    return not failed and not any(found["checks"].values())
 
 
 def versions() -> dict[str, str]:
@@ -55,21 +99,50 @@ def _version(name: str) -> str | None:
 
 
 def _devices() -> list[str]:
+    import torch
+
     devices = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
     if torch.backends.mps.is_available():
         devices.append("mps")
     return [*devices, f"cpu ({torch.get_num_threads()} threads)"]
 
 
+def _models(watch: Callable[[list[str]], Iterable[str]]) -> list[dict[str, Any]]:
+    from adaptprune.testing import selfcheck
+
+    return [dataclasses.asdict(selfcheck.check(name)) for name in watch(selfcheck.names())]
+
+
+def _seams(models: list[dict[str, Any]]) -> dict[str, Any]:
+    from adaptprune.hooks.seams import SEAMS
+
+    seams: dict[str, Any] = {seam.name: {"what": seam.what, "found": {}} for seam in SEAMS}
+    for model in models:
+        for met in model["seams"].values():
+            for name, finding in met.items():
+                who = seams[name]["found"].setdefault(finding, [])
+                if model["name"] not in who:
+                    who.append(model["name"])
+    return seams
+
+
 def _passes(check: Callable[[], None]) -> str | None:
     try:
         check()
     except Exception as error:  # whatever it is, it is what the user has to read
-        return f"{type(error).__name__}: {error}"
+        return f"{type(error).__name__}: {first_line(error)}"
     return None
 
 
+def _imports() -> None:
+    import torch  # noqa: F401
+
+    from adaptprune.hooks.seams import SEAMS  # noqa: F401  # brings all of transformers that pruning stands on
+
+
 def _selection() -> None:
+    import torch
+
     from adaptprune.ops import adaptive_nms
 
     coords = torch.cartesian_prod(torch.arange(1), torch.arange(3), torch.arange(3))[None]

@@ -6,3 +6,9 @@ class AdaptPruneError(ValueError):
 
     The command line prints it as one line and exits with code 2; other exceptions are defects and keep their traceback.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its type."""
+    text = str(error).strip()
+    return text.splitlines()[0] if text else type(error).__name__

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adaptprune.families import FAMILIES
+from adaptprune.families import FAMILIES, missing, since
 from adaptprune.methods import METHODS
 
 
@@ -30,11 +30,18 @@ def methods() -> list[dict[str, Any]]:
 
 
 def families() -> list[dict[str, Any]]:
-    """One row per model type: what it is and what is supported."""
+    """One row per model type: what it is, what is supported, and why it is not to be had here (None if it is)."""
     rows = []
     for name in FAMILIES.names():
         kind = FAMILIES.get(name)
-        rows.append({"model_type": name, "summary": kind.summary, "supports": dict(kind.supports)})
+        row = {
+            "model_type": name,
+            "summary": kind.summary,
+            "supports": dict(kind.supports),
+            "since": since(name),
+            "missing": missing(name),
+        }
+        rows.append(row)
     return rows
 
 

@@ -168,15 +168,16 @@ def test_lists(call, name):
 
 
 def test_doctor(call):
-    code, out, _ = call("doctor", "--json")
+    code, out, _ = call("doctor", "--json", "--no-models")  # with them: tests/test_doctor.py
     found = json.loads(out)
-    assert found["checks"] == {"compiled selection": None, "pocket model": None}
+    assert found["checks"] == {"torch and transformers": None, "compiled selection": None, "pocket model": None}
     assert code == 0
     assert found["versions"]["torch"]
     assert any(device.startswith("cpu") for device in found["devices"])
-    code, out, _ = call("doctor")
+    code, out, _ = call("doctor", "--no-models")
     assert code == 0
     assert "compiled selection" in out
+    assert "models: not checked, --no-models was given" in out
 
 
 def test_bench_on_a_small_decoder(call):

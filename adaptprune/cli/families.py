@@ -19,8 +19,9 @@ def command(as_json: bool = typer.Option(False, "--json", help="Print JSON.")) -
     supports = list(rows[0]["supports"])
     table = Table("model_type", "what it is", *supports)
     for row in rows:
-        marks = ["yes" if row["supports"][name] else "no" for name in supports]
-        table.add_row(row["model_type"], row["summary"], *marks)
+        there = row["missing"] is None
+        marks = [("yes" if row["supports"][name] else "no") if there else "-" for name in supports]
+        table.add_row(row["model_type"], row["summary"] if there else f"{row['missing']}: {row['summary']}", *marks)
     stdout.print(table)
 
 

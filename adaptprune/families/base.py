@@ -47,6 +47,9 @@ class Family:
 
     model_types: ClassVar[tuple[str, ...]] = ()
     summary: ClassVar[str] = ""
+    #: The first release of transformers that has these models and that this is known to work with. None: their classes
+    #: come from elsewhere. Holds for this class alone: a subclass for other models says its own.
+    since: ClassVar[str | None] = None
     #: Sites (encoder: before the language model, layer=0) and inputs.
     supports: ClassVar[dict[str, bool]] = {
         "decoder": True,

@@ -14,6 +14,7 @@ class Gemma3(Family):
     """Most layers have a sliding window; kept tokens leave it by their original positions."""
 
     model_types: ClassVar[tuple[str, ...]] = ("gemma3",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Gemma 3: sliding-window layers, images see all of themselves"
     causal: ClassVar[bool] = False
 

@@ -15,6 +15,7 @@ class Idefics3(Family):
     """Every tile is a grid. Before it stands a token for its row and column, before the last one a token of its own."""
 
     model_types: ClassVar[tuple[str, ...]] = ("idefics3", "smolvlm")
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Idefics3, SmolVLM: tiles and the whole image; video as a sequence of images"
 
     def picture_per_grid(self, config: Any) -> bool:

@@ -15,6 +15,7 @@ class InternVL(Family):
     """Every tile is a grid; tiles whose placeholders follow one another without a break are one image."""
 
     model_types: ClassVar[tuple[str, ...]] = ("internvl",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "InternVL 3: tiles and thumbnail; video as a sequence of images"
 
     def picture_per_grid(self, config: Any) -> bool:

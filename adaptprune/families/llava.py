@@ -18,6 +18,7 @@ class Llava(Family):
     """`LlavaForConditionalGeneration` with a vision tower of fixed size (CLIP, SigLIP) or Pixtral's."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "LLaVA-1.5 and its relatives (CLIP, SigLIP), Pixtral 12B: one grid per image"
 
     def picture_per_grid(self, config: Any) -> bool:

@@ -16,6 +16,7 @@ class LlavaNext(Family):
     """Grid 0 is the whole image in small; grid 1, the tiles put together and cut back to the image's shape."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "LLaVA-NeXT (1.6): a small view and unpadded tiles; newline tokens are always kept"
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:

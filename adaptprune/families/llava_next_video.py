@@ -16,6 +16,7 @@ class LlavaNextVideo(LlavaNext):
     """Adds `pixel_values_videos`, (videos, frames, 3, H, W)."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "LLaVA-NeXT-Video: as LLaVA-NeXT, and one grid per frame"
     supports: ClassVar[dict[str, bool]] = {**LlavaNext.supports, "video": True}
 

@@ -17,6 +17,7 @@ class LlavaOnevision(Family):
     """As LLaVA-NeXT, with large images interpolated to a bound; newline tokens are always kept."""
 
     model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "LLaVA-OneVision: tiles, several images, video frames; newline tokens are always kept"
     supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 

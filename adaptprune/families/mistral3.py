@@ -15,6 +15,7 @@ class Mistral3(Family):
     """One grid of merged patches per image; the row breaks between them are no visual tokens and always stay."""
 
     model_types: ClassVar[tuple[str, ...]] = ("mistral3",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Mistral Small 3.x (Pixtral tower): any resolution"
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:

@@ -14,6 +14,7 @@ class PaliGemma(Family):
     """The prompt is a prefix without a causal mask."""
 
     model_types: ClassVar[tuple[str, ...]] = ("paligemma",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "PaliGemma 1 and 2: prefix attention"
     causal: ClassVar[bool] = False
 

@@ -14,6 +14,7 @@ class QwenVL(Family):
     """Grids come from `image_grid_thw` and `video_grid_thw`: frames, rows and columns of patches before merging."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen2_vl", "qwen2_5_vl")
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Qwen2-VL, Qwen2.5-VL: any resolution, M-RoPE, video"
     supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 
@@ -27,6 +28,7 @@ class Qwen3VL(QwenVL):
     """Features of early vision layers are added to all visual tokens after the first decoder layers (deepstack)."""
 
     model_types: ClassVar[tuple[str, ...]] = ("qwen3_vl", "qwen3_vl_moe")
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Qwen3-VL: as Qwen2.5-VL; prunes after the layers that deepstack adds features to"
     supports: ClassVar[dict[str, bool]] = {**QwenVL.supports, "encoder": False}
 

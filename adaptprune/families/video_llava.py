@@ -14,6 +14,7 @@ class VideoLlava(Family):
     """Class tokens of frames have no place on the grid and are always kept."""
 
     model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
+    since: ClassVar[str | None] = "5.16.1"
     summary: ClassVar[str] = "Video-LLaVA: one grid per image and per frame; class tokens are always kept"
     supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 

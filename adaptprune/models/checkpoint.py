@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, first_line
 
 #: Options of `from_pretrained` that say where files come from. The first two are about one repository only.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -136,9 +136,3 @@ def why_refused(name: str, error: Exception) -> str:
             "or save them again from a source that you trust: safetensors.torch.save_file(state_dict, ...)."
         )
     return f"{name} is no file of weights ({first_line(error)}): fetch it again."
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its type."""
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__

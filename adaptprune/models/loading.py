@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.families import family_of
+from adaptprune.errors import AdaptPruneError, first_line
+from adaptprune.families import check_there, family_of
 from adaptprune.hooks.seams.processors import tokenizer_of
 from adaptprune.models import lora, original
-from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, first_line, why_refused
+from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
 from adaptprune.models.prompts import conversation, make_processor, read_tokenizer
@@ -128,6 +128,7 @@ def _read(
         _refuse({"vision_tower": vision_tower} if vision_tower else {}, "a stock checkpoint")
         if model_base:
             raise AdaptPruneError("it is a complete model, neither adapter nor projector: leave model_base out.")
+        check_there(str((config or {}).get("model_type")))  # before transformers says that it has never heard of it
         return _read_stock(checkpoint, placement, options)
 
 

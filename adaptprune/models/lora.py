@@ -6,8 +6,8 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.models.checkpoint import Checkpoint, first_line
+from adaptprune.errors import AdaptPruneError, first_line
+from adaptprune.models.checkpoint import Checkpoint
 
 CONFIG = "adapter_config.json"
 BASE = "Give the base that it was trained on as model_base (--model-base)."

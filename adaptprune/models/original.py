@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.families import family_of
-from adaptprune.models.checkpoint import Checkpoint, first_line
+from adaptprune.models.checkpoint import Checkpoint
 from adaptprune.models.placement import Placement
 
 #: Their names of modules, and the stock ones.

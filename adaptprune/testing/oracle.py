@@ -13,8 +13,7 @@ from typing import Any
 
 import torch
 from torch import nn
-
-from tests.tiny import cache_in
+from transformers import Cache
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
@@ -23,7 +22,7 @@ def decoder_layers(model: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def hiding(model: nn.Module, layer: int, gone: list[list[int]], *, decode_from: int | None = None) -> Iterator[None]:
+def hiding(model: Any, layer: int, gone: list[list[int]], *, decode_from: int | None = None) -> Iterator[None]:
     """Hide positions from layer `layer` on; from `decode_from` on once the prompt is read."""
 
     def rewrite(number: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -59,6 +58,11 @@ def hiding(model: nn.Module, layer: int, gone: list[list[int]], *, decode_from: 
     finally:
         for handle in handles:
             handle.remove()
+
+
+def cache_in(arguments: dict[str, Any]) -> Any:
+    """The KV cache among a layer's arguments, by whatever name."""
+    return next((value for value in arguments.values() if isinstance(value, Cache)), None)
 
 
 def keys_of(cache: Any, number: int, past: int) -> int:

@@ -315,6 +315,15 @@ SPECIMENS: dict[str, Callable[[str], Specimen]] = {
 }  # fmt: skip
 
 
+#: The model types of specimens that are not called by theirs.
+MODEL_TYPES = {"llava_pixtral": "llava"}
+
+
+def model_type(name: str) -> str:
+    """The `config.model_type` of a specimen, without building it."""
+    return MODEL_TYPES.get(name, name)
+
+
 @cache
 def specimen(name: str, attention: str = "sdpa") -> Specimen:
     """One model of a family, built once per process: tests must leave it as it was."""

@@ -3,17 +3,36 @@
 | file | what is assumed |
 |---|---|
 | `versions` | which releases were tested, and what is said on another |
+| `catalogue` | which models there are |
 | `parts` | where base, decoder, layers, encoders, placeholders and embeddings of a model are; what its config says |
 | `calls` | how layers are called, what a decoder returns, what `generate()` asks for and makes |
 | `cache` | the argument that the KV cache travels by, its classes, and ours that hold less than they report |
 | `attention` | the attention interface, and which implementation runs |
 | `processors` | attributes of processors and tokenizers, and which of their classes need torchvision |
-| `table` | the list of them, and the check |
 
-Each has a `find` that checks its assumptions on a model in hand (signatures and attributes, no forward) and says how it
-found them; `table.check` runs them all, at every `prune()`. A release of transformers that moves a seam is met here alone.
+Those that are about a model have a `find` that checks the assumptions on one in hand (signatures and attributes, no
+forward) and says how it found them; `check` (`table`) runs them all, at every `prune()`. A release of transformers that
+moves a seam is met here alone. Nothing is imported before it is used: what `versions` knows is to be had, too, where
+transformers itself cannot be imported.
 """
 
-from adaptprune.hooks.seams.parts import Parts, parts_of
+from __future__ import annotations
 
-__all__ = ["Parts", "parts_of"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from adaptprune.hooks.seams.parts import Parts, parts_of
+    from adaptprune.hooks.seams.table import SEAMS, Seam, check
+
+_HOME = {"Parts": "parts", "parts_of": "parts", "SEAMS": "table", "Seam": "table", "check": "table"}
+
+__all__ = ["SEAMS", "Parts", "Seam", "check", "parts_of"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value

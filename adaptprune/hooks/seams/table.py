@@ -1,4 +1,4 @@
-"""Every seam by name, and the check of a model against all of them."""
+"""The assumptions that are checked on a model, one by one, whenever it is to be pruned."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
@@ -27,10 +28,10 @@ def window() -> str:
     return f"{OLDEST} to {NEWEST}"
 
 
-def requirement() -> str:
-    """The tested releases, for pip."""
+def requirement(oldest: str | None = None) -> str:
+    """The tested releases (from `oldest` on), for pip."""
     major, minor = NEWEST.split(".")
-    return f"transformers>={OLDEST},<{major}.{int(minor) + 1}"
+    return f"transformers>={oldest or OLDEST},<{major}.{int(minor) + 1}"
 
 
 def is_tested(release: str | None = None) -> bool:
@@ -41,6 +42,20 @@ def is_tested(release: str | None = None) -> bool:
         return False
     low, high = (tuple(int(part) for part in text.split(".")) for text in (OLDEST, NEWEST))
     return low <= parts and parts[:2] <= high
+
+
+def judgement(release: str | None = None) -> str:
+    """What is known of a release (the installed one), for people."""
+    release = release or installed()
+    if is_tested(release):
+        return f"in the tested window {window()}"
+    numbers = tuple(int(digits) for digits in re.findall(r"(?:^|\.)(\d+)", release)[:3])
+    low, high = (tuple(int(part) for part in text.split(".")) for text in (OLDEST, NEWEST))
+    if not numbers:
+        return "not installed"
+    if numbers < low:
+        return f"not tested: older than {OLDEST}"
+    return f"not tested: newer than {NEWEST}" if numbers[:2] > high else "not tested: no final release"
 
 
 def misfit(seam: str, detail: str) -> AdaptPruneError:

@@ -1,0 +1,10 @@
+"""Which models the installed transformers has."""
+
+from __future__ import annotations
+
+
+def has_model_type(model_type: str) -> bool:
+    """Whether transformers has a model of this `config.model_type`, of its own or registered with its AutoConfig."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return model_type in CONFIG_MAPPING
