@@ -7,9 +7,11 @@ BIN := $(VENV)/bin
 CORE := $(VENV)/.core
 DEV := $(VENV)/.dev
 NEWEST := .venv-newest
+# Packages are not compiled when they are installed, which takes as long again, but when they are first imported.
+export PYTHONDONTWRITEBYTECODE :=
 # -qq: errors only. The build backend is held to the lock too: pip up to 25.2 hands it the first variable, later ones the second.
 LOCKED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
-PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check install -qq
+PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
 COUNT = echo "  $$(ls -d $(BIN)/../lib/python*/site-packages/*.dist-info | wc -l) packages in $(VENV)"
 
 .PHONY: help demo test check bench tables lock newest compat clean
@@ -62,7 +64,7 @@ compat: $(DEV)  ## what depends on transformers, on several releases of it; VERS
 newest:  ## the tests beyond the lock, with the newest of everything; TORCH=torch==2.13.0 keeps the small CPU build
 	@echo "setting up $(NEWEST) ($$($(PYTHON) --version)): the newest of everything, some minutes"
 	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
-	@$(NEWEST)/bin/python -m pip --disable-pip-version-check install -qq --upgrade pip packaging 'tomli; python_version < "3.11"'
+	@$(NEWEST)/bin/python -m pip --disable-pip-version-check install -qq --no-compile --upgrade pip packaging 'tomli; python_version < "3.11"'
 	@$(NEWEST)/bin/python -m tools.newest --torch '$(TORCH)' $(TESTS)
 
 clean:  ## remove all that make has made

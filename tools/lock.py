@@ -1,7 +1,7 @@
 """Writes constraints.txt: every package that `make demo` and `make test` install, in the version they install.
 
-uv resolves for all Pythons and systems at once; it is fetched into a folder that is thrown away. Run by `make lock`, with
-nothing but the standard library, so that a lock that cannot be installed can still be replaced.
+uv resolves for all Pythons and systems at once; it is fetched into a folder that is thrown away. `make lock` runs this
+with nothing but the standard library, so that a lock that cannot be installed can still be replaced.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 LOCK = ROOT / "constraints.txt"
 
-#: Held for a reason that pyproject.toml's ranges do not know: on machines without a GPU this release of torch has a small
-#: CPU build. Raise it here.
+#: Held for a reason that the ranges do not know: machines without a GPU can have this release of torch as a small CPU
+#: build. Raise it here.
 HELD = ("torch==2.13.0",)
 #: What pip needs to install the package itself in place: its build backend, and what that asks for.
 BUILD = ("hatchling>=1.26", "editables~=0.3")
-#: What only the CUDA builds of torch and their packages need. torch pins those itself, to the digit.
+#: What only the CUDA builds of torch and their packages need. torch itself says which of those it takes.
 CUDA_ONLY = re.compile(r"^(nvidia|cuda|triton)([-_]|$)", re.IGNORECASE)
 
 HEADER = """\
@@ -50,9 +50,9 @@ def resolve() -> str:
         subprocess.run([*pip, "--target", str(place / "uv"), "uv"], check=True)
         (place / "held.txt").write_text("\n".join(HELD))
         (place / "build.txt").write_text("\n".join(BUILD))
-        command = [str(place / "uv" / "bin" / "uv"), "--quiet", "pip", "compile", "--universal", "--python-version", "3.10"]
-        command += ["--no-header", "--no-annotate", "--extra", "dev", "--constraints", str(place / "held.txt")]
-        command += ["pyproject.toml", str(place / "build.txt")]
+        command = [str(place / "uv" / "bin" / "uv"), "--quiet", "pip", "compile", "--universal"]
+        command += ["--python-version", "3.10", "--no-header", "--no-annotate", "--extra", "dev"]
+        command += ["--constraints", str(place / "held.txt"), "pyproject.toml", str(place / "build.txt")]
         return subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True).stdout
 
 

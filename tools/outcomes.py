@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import tempfile
+import time
 import xml.etree.ElementTree as ET
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -40,7 +41,6 @@ def read(report: str, root: Path = ROOT) -> Outcome:
     """The outcome in pytest's JUnit XML. A file that cannot be imported counts as one failed test."""
     outcome = Outcome()
     for case in ET.fromstring(report).iter("testcase"):
-        outcome.seconds += float(case.get("time", 0))
         trouble = case.find("failure")
         trouble = case.find("error") if trouble is None else trouble
         if trouble is not None:
@@ -56,7 +56,7 @@ def read(report: str, root: Path = ROOT) -> Outcome:
 
 
 def _file(case: ET.Element, root: Path) -> str:
-    """The test's file. The report has modules, classes and tests joined by dots: the longest beginning that is a file."""
+    """The test's file. The report joins modules, classes and tests by dots: the longest beginning that is a file."""
     parts = [part for part in f"{case.get('classname', '')}.{case.get('name', '')}".split(".") if part]
     for end in range(len(parts), 0, -1):
         path = Path(*parts[:end]).with_suffix(".py")
@@ -73,13 +73,15 @@ def _error(trouble: ET.Element) -> str:
 
 
 def run(
-    python: str | Path, tests: Sequence[str], variables: Mapping[str, str] | None = None, plugin: str = "", show: bool = False
+    python: str, tests: Sequence[str], variables: Mapping[str, str] | None = None, plugin: str = "", show: bool = False
 ) -> Outcome:
     """Run `tests` (all, if there are none) with the Python at `python`; `show` prints pytest's output as it comes."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
         command = [str(python), "-m", "pytest", f"--junitxml={report}", "-p", "no:cacheprovider", "--durations=0"]
-        command += ["--durations-min=60", *(["-p", plugin] if plugin else []), *tests]
+        command += ["--durations-min=60", "--continue-on-collection-errors"]
+        command += [*(["-p", plugin] if plugin else []), *tests]
+        start = time.monotonic()
         process = subprocess.Popen(
             command,
             cwd=ROOT,
@@ -96,8 +98,9 @@ def run(
             if show:
                 print(line, end="", flush=True)
         code = process.wait()
-        outcome = read(report.read_text()) if report.exists() else Outcome()
-    if code not in (0, 1) and not outcome.failed or code and not outcome.broken:
+        outcome = read(report.read_text(), ROOT) if report.exists() else Outcome()
+        outcome.seconds = time.monotonic() - start
+    if code not in (0, 1) or (code and not outcome.broken):
         outcome.stopped = f"exit code {code}; {_reason(list(last))}"
     return outcome
 

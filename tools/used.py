@@ -1,7 +1,7 @@
 """A pytest plugin (`-p tools.used`) that notes which transformers the tests have really imported.
 
-What a package is meant to be and what Python finds are two things; the file that `TRANSFORMERS_USED` names says what was
-found: the module's version, the version in its metadata, and where it lies.
+What is meant to be imported and what is are two things. The file that `TRANSFORMERS_USED` names says what was: the
+module's version, the version in its metadata, and where it lies.
 """
 
 from __future__ import annotations

@@ -18,14 +18,14 @@ OWN = {"adaptprune", "pip", "setuptools", "wheel"}
 
 
 def locked(text: str | None = None, environment: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Name and version of every package in the lock that applies here, or in `environment` (the variables of markers)."""
-    pins = {}
+    """Name and version of every package in the lock that applies here, or in an environment of markers' variables."""
+    pins: dict[str, str] = {}
     for line in (LOCK.read_text() if text is None else text).splitlines():
         if not line or line.startswith("#"):
             continue
         wanted = Requirement(line)
         if wanted.marker is None or wanted.marker.evaluate(None if environment is None else dict(environment)):
-            pins[canonicalize_name(wanted.name)] = next(iter(wanted.specifier)).version
+            pins[str(canonicalize_name(wanted.name))] = next(iter(wanted.specifier)).version
     return pins
 
 
