@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # -qq: errors only. The build backend is held to the lock too: pip up to 25.2 hands it the first variable, later ones the second.
 LOCKED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
-COUNT = echo "  $$(ls -d $(BIN)/../lib/python*/site-packages/*.dist-info | wc -l) packages in $(VENV)"
+COUNT = echo "  $$(ls -d $(VENV)/lib/python*/site-packages/*.dist-info | wc -l) packages in $(VENV)"
 
 .PHONY: help demo test check bench tables lock newest compat clean
 

@@ -118,6 +118,9 @@ def test_packages_that_cannot_be_installed_are_named():
     assert tried == [["torch", "a"]]
     assert newest.install(["torch", "a", "b>=1"], attempt) == ["b>=1: no wheel for this Python"]
     assert tried[2:] == [["torch"], ["torch", "a"], ["torch", "b>=1"]]
+    del tried[:]
+    assert newest.install(["b>=1", "a"], attempt) == ["b>=1: no wheel for this Python"]
+    assert tried[1:] == [["b>=1"], ["a"]]
 
 
 def test_newest_leaves_other_environments_alone(monkeypatch, tmp_path, capsys):
@@ -237,6 +240,25 @@ def test_results_are_merged_by_version():
         ("5.10.0", 4),
         ("5.16.1", 3),
     ]
+
+
+def test_runs_are_noted_in_the_results_and_in_the_readme(monkeypatch, tmp_path):
+    for name in ("RESULTS", "README"):
+        copy = tmp_path / getattr(compat, name).name
+        copy.write_text(getattr(compat, name).read_text())
+        monkeypatch.setattr(compat, name, copy)
+    before = compat.README.read_text()
+    for version, passed in (("5.16.1", 765), ("99.0.0", 1)):
+        row = {"version": version, "passed": passed, "failed": 1, "skipped": 0}
+        compat.write([row])
+    rows = {row["version"]: row for row in json.loads(compat.RESULTS.read_text())["versions"]}
+    assert rows["5.16.1"]["why"] == "oldest"
+    assert rows["99.0.0"]["why"] == "newer than the lock"
+    after = compat.README.read_text()
+    assert "| 5.16.1 | oldest | 765 of 766 |" in after
+    assert after.replace(compat.table(list(rows.values())), "") == before.replace(
+        before.partition(compat.START)[2].partition(compat.END)[0].strip(), ""
+    )
 
 
 def test_the_readme_has_the_results():

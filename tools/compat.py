@@ -52,6 +52,7 @@ def lock() -> str:
 def why(version: str) -> str:
     """What stands in the README next to a version."""
     reasons = [ALWAYS.get(version, ""), "locked" if version == lock() else ""]
+    reasons += ["newer than the lock" if Version(version) > Version(lock()) else ""]
     return ", ".join(reason for reason in reasons if reason) or "on request"
 
 

@@ -61,7 +61,7 @@ def with_torch(requirements: Sequence[str], torch: str) -> list[str]:
 
 
 def install(requirements: Sequence[str], attempt: Callable[[Sequence[str]], str]) -> list[str]:
-    """Install all at once; where that fails, one after another. A line for each that cannot be installed.
+    """Install all at once; where that fails, one after another, each next to the first. A line for each that fails.
 
     Args:
         requirements: what to install.
@@ -69,9 +69,11 @@ def install(requirements: Sequence[str], attempt: Callable[[Sequence[str]], str]
     """
     if not attempt(requirements):
         return []
-    lines = []
-    for requirement in requirements:
-        trouble = attempt([*requirements[:1], requirement] if requirement != requirements[0] else [requirement])
+    first, *others = requirements
+    trouble = attempt([first])
+    lines, held = ([f"{first}: {trouble}"], []) if trouble else ([], [first])
+    for requirement in others:
+        trouble = attempt([*held, requirement])
         if trouble:
             lines.append(f"{requirement}: {trouble}")
     return lines
