@@ -6,6 +6,7 @@ Contrastive decoding, guidance and stopping criteria that ask the model, over a 
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -37,6 +38,19 @@ RESELECT = pytest.mark.parametrize("reselect", [False, True], ids=["once", "rese
 USE_CACHE = pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
 
 
+unpruned = cache(lambda: copy.deepcopy(shared()))
+
+
+@cache
+def expected_of(spec: str, use_cache: bool, reselect: bool):
+    """The first prompt generated alone: the report, and what the oracle writes."""
+    model, inputs = shared(), first()
+    with pruning(model, spec, reselect=reselect) as report:
+        generate(model, inputs, use_cache=use_cache)
+    with hiding(model, layer_of(spec), dropped(report, inputs)):
+        return said(report), *generate(model, inputs, use_cache=use_cache)
+
+
 def check(spec: str, second: str, cached: bool, use_cache: bool, reselect: bool) -> None:
     model, inputs, layer = shared(), first(), layer_of(spec)
     asked = Second(model, SECONDS[second](), cached)
@@ -44,13 +58,10 @@ def check(spec: str, second: str, cached: bool, use_cache: bool, reselect: bool)
         words, logits = generate(model, inputs, Asker(asked), use_cache=use_cache)
     assert len(asked.logits) == STEPS  # it was read while generate() ran
     assert report.num_kept == len(report.samples[0].kept) == KEPT
-    with hiding(model, layer, dropped(report, inputs)):
-        full, expected = generate(model, inputs, use_cache=use_cache)
+    alone, full, expected = expected_of(spec, use_cache, reselect)
     close(logits, expected)
     assert torch.equal(words, full)
-    with pruning(model, spec, reselect=reselect) as alone:
-        generate(model, inputs, use_cache=use_cache)
-    assert said(report) == said(alone)
+    assert said(report) == alone
     with pruning(model, spec, reselect=reselect) as report:
         single = asked.again(report)
     close(asked.logits, single.logits)
@@ -91,7 +102,7 @@ def test_with_every_rule_that_chooses_anew(spec, cached, use_cache):
 
 @torch.no_grad()
 def test_the_prompts_above_tell_right_from_wrong():
-    """Ranked from another prompt's last word, by another prompt's places or for another picture, they come out apart."""
+    """Ranked from another word or by another prompt's places, they come out apart."""
     model, inputs = shared(), first()
     for name in ("longer", "as long", "other pixels", "the same and more", "two pictures"):
         second = SECONDS[name]()
@@ -152,14 +163,12 @@ def test_contrastive_decoding(cached, use_cache):
 @pytest.mark.parametrize("spec", ["fastv", "adaptprune:layer=1", "random:layer=0"])
 @torch.no_grad()
 def test_guidance_with_a_negative_prompt(negative, use_cache, reselect, spec):
-    model, inputs, other = shared(), first(), copy.deepcopy(shared())
+    model, inputs, other = shared(), first(), unpruned()
     ids = None if negative is None else prompt(0, negative, 5)[None]
     with pruning(model, spec, reselect=reselect) as report:
         words, logits = generate(model, inputs, use_cache=use_cache, guidance_scale=1.8, negative_prompt_ids=ids)
-        plain, _ = generate(model, inputs, use_cache=use_cache)
-    with pruning(model, spec, reselect=reselect) as alone:
-        generate(model, inputs, use_cache=use_cache)
-    assert said(report) == said(alone)
+    alone, plain, _ = expected_of(spec, use_cache, reselect)
+    assert said(report) == alone
     with hiding(model, layer_of(spec), dropped(report, inputs)):  # the negative one is read by a model without masks
         guide = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.8, other, ids, use_cache=use_cache)
         full, expected = generate(model, inputs, guide, use_cache=use_cache)
@@ -186,14 +195,11 @@ def test_generating_within_generating(second, use_cache, reselect):
     """A stopping criterion that lets the same model write about another prompt after every token."""
     model, inputs, other = shared(), first(), SECONDS[second]()
     for spec in ("fastv", "random:layer=0"):
-        with pruning(model, spec, reselect=reselect) as report:
-            generate(model, inputs, use_cache=use_cache)
         with pruning(model, spec, reselect=reselect):
             stopping = Stopping(lambda: generate(model, other, steps=3))
             words, logits = generate(model, inputs, use_cache=use_cache, stopping_criteria=[stopping])
         assert len(stopping.found) == STEPS
-        with hiding(model, layer_of(spec), dropped(report, inputs)):
-            full, expected = generate(model, inputs, use_cache=use_cache)
+        _, full, expected = expected_of(spec, use_cache, reselect)
         close(logits, expected)
         assert torch.equal(words, full)
         with pruning(model, spec, reselect=reselect) as report:
