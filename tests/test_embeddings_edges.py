@@ -9,7 +9,7 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import specimen
-from tests.asking import KEPT, close, far, pruning, said, shared
+from tests.asking import KEPT, close, far, generate, pruning, said, shared
 from tests.embedded import decoder, embed, features, merged
 from tests.tiny import IMAGE, RUN, batch, dropped, prompt
 
@@ -206,3 +206,58 @@ def test_training_by_embeddings():
     close(found[0], expected[0])
     close(found[1], expected[1])
     assert expected[1].abs().sum() > 0
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@pytest.mark.parametrize("when", ["before generate()", "within generate()"])
+@torch.no_grad()
+def test_a_second_prompt_by_embeddings_while_generating(when, use_cache):
+    """Its picture is encoded and put in by the processor itself."""
+    model, inputs, second = shared(), batch(prompt(1, 12)), batch(prompt(1, 20, 7), seed=9)
+    found = []
+
+    def processor(ids, scores):
+        tokens = ahead if when == "before generate()" else features(model, second)
+        found.append(model(inputs_embeds=placed(model, second["input_ids"], tokens)).logits)
+        return scores
+
+    with pruning(model, "fastv") as report:
+        ahead = features(model, second)
+        words, logits = generate(model, inputs, processor, use_cache=use_cache)
+        expected = model(**second).logits
+    with pruning(model, "fastv") as report:
+        generate(model, inputs, use_cache=use_cache)
+    with hiding(model, 2, dropped(report, inputs)):
+        full, hidden = generate(model, inputs, use_cache=use_cache)
+    close(logits, hidden)
+    assert torch.equal(words, full)
+    assert len(found) == 4
+    for each in found:
+        close(each, expected)
+
+
+@pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
+@torch.no_grad()
+def test_a_second_prompt_with_features_while_generating(use_cache):
+    """Tiles of another size, encoded by the processor and handed on ready: each prompt keeps its own places."""
+    one = specimen("llava_next")
+    inputs, second = one.read(one.texts(1), [one.pictures(1)]), one.read(one.texts(1), [one.pictures(2)[1:]])
+    found = []
+
+    def processor(ids, scores):
+        encoded = one.model.model.get_image_features(second["pixel_values"], second["image_sizes"])
+        given = {"input_ids": second["input_ids"], "mm_encoder_outputs": {"image": encoded}}
+        found.append(one.model(**given).logits)
+        return scores
+
+    with adaptprune.prune(one.model, "adaptprune", keep_ratio=0.3) as report:
+        words, logits = generate(one.model, inputs, processor, use_cache=use_cache)
+        described = said(report)
+        line, alone = generate(one.model, inputs, use_cache=use_cache)
+        assert said(report) == described
+        close(logits, alone)
+        assert torch.equal(words, line)
+        expected = one.model(**second).logits
+    assert expected.shape != one.model(**second).logits.shape
+    for each in found:
+        close(each, expected)

@@ -15,7 +15,7 @@ import adaptprune
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS
 from tests.asking import close, far, said
-from tests.embedded import fresh
+from tests.embedded import fresh, merged
 from tests.test_families import first_layer, generate
 
 peft = pytest.importorskip("peft")
@@ -147,3 +147,24 @@ def test_tuning_a_prompt_under_pruning():
     close(found[0], expected[0])
     close(found[1], expected[1])
     assert float(expected[1].abs().sum()) > 0
+
+
+@pytest.mark.parametrize("called", ["the adapter", "the model in it", "the adapter, switched off"])
+@torch.no_grad()
+def test_pictures_from_before_the_context_do_not_pass_for_learned_tokens(called):
+    """There are more learned tokens than a picture has, and the model in the adapter is handed none of them."""
+    one = SPECIMENS["llava"]("sdpa")
+    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=20)
+    one.model = peft.get_peft_model(one.model, config).eval()
+    base, inputs = base_of(one), one.inputs(1)
+    call = {"inputs_embeds": merged(base, inputs, one.image_token_id)}
+    with adaptprune.prune(one.model, "random", keep_ratio=0.3):
+        if called == "the adapter":
+            with pytest.raises(adaptprune.AdaptPruneError):
+                one.model(**call)
+        elif called == "the model in it":
+            with pytest.raises(adaptprune.AdaptPruneError):
+                base(**call)
+        else:
+            with one.model.disable_adapter(), pytest.raises(adaptprune.AdaptPruneError):
+                one.model(**call)

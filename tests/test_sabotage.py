@@ -55,7 +55,7 @@ def an_encoder_of_nothing(model):
 
 
 def no_placeholder(model):
-    del model.config.image_token_index  # which `image_token_id` stands for
+    dressed(model.config, image_token_index=missing("image_token_index"))  # which `image_token_id` stands for
 
 
 def no_embeddings(model):

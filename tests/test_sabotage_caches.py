@@ -128,7 +128,7 @@ def test_the_state_was_deleted_from_the_cache(call):
     broken(work, call, says="the KV cache holds pruned layers, and nothing is known of what they dropped")
 
 
-@calls("step", "step alone", "turn")
+@calls("step", "turn")  # without padding there is no mask, and what comes of it is right
 def test_the_keys_were_copied_into_a_plain_cache(call):
     """As a conversion to another format and back does: its layers do not know that they hold less."""
 
@@ -228,11 +228,9 @@ def test_a_pruned_cache_is_continued_as_it_was_filled():
     with adaptprune.prune(model, "fastv", keep_ratio=0.25):
         step(model, filled_by(model))
     for spec in ("fastv:layer=3", "fastv:layer=1", "random:layer=0"):
-        with (
-            adaptprune.prune(model, spec, keep_ratio=0.25),
-            pytest.raises(AdaptPruneError, match="use the same layers"),
-        ):
-            step(model, filled())
+        cache = filled()
+        with adaptprune.prune(model, spec, keep_ratio=0.25), pytest.raises(AdaptPruneError, match="same layers"):
+            step(model, cache)
     for words in (1, 4):
         with pytest.raises(AdaptPruneError, match="filled under pruning, and the model is not pruned now"):
             model(input_ids=torch.full((2, words), 7), past_key_values=filled())
