@@ -1,0 +1,63 @@
+"""Prompts as embeddings: what a caller does who looks words up and encodes pictures himself."""
+
+from __future__ import annotations
+
+import inspect
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptprune.testing.zoo import SPECIMENS
+
+#: What goes along with embeddings although it is neither ids nor a picture.
+PLAIN = ("attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+@cache
+def seeing(family: str) -> Any:
+    """A specimen whose pictures are not all nought, which Gemma 3's projection is when it is new."""
+    one = SPECIMENS[family]("sdpa")
+    for name, weight in one.model.named_parameters():
+        if name.endswith("mm_input_projection_weight"):
+            torch.nn.init.normal_(weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    return one
+
+
+def fresh(model: Any) -> Any:
+    """The model without what stock transformers leaves on it from one prompt to the next (Qwen's `rope_deltas`)."""
+    if hasattr(model.model, "rope_deltas"):
+        model.model.rope_deltas = None
+    return model
+
+
+def decoder(model: Any) -> Any:
+    return model.model.text_model if hasattr(model.model, "text_model") else model.model.language_model
+
+
+def embed(model: Any, ids: Tensor) -> Tensor:
+    return model.get_input_embeddings()(ids).clone()
+
+
+def rest(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: value for key, value in inputs.items() if key != "input_ids"}
+
+
+def plain(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {key: inputs[key] for key in PLAIN if key in inputs}
+
+
+def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
+    """All visual tokens in a row, from the model's public method."""
+    names = inspect.signature(model.model.get_image_features).parameters
+    found = model.get_image_features(**{key: value for key, value in inputs.items() if key in names}).pooler_output
+    parts = found if isinstance(found, (list, tuple)) else [found]
+    return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])
+
+
+def merged(model: Any, inputs: dict[str, Tensor], placeholder: int, tokens: Tensor | None = None) -> Tensor:
+    """Embeddings with the pictures put where their placeholders are."""
+    states = embed(model, inputs["input_ids"])
+    states[inputs["input_ids"] == placeholder] = features(model, inputs) if tokens is None else tokens
+    return states
