@@ -239,8 +239,8 @@ class TestErrors:
         features = model.model.get_image_features(inputs["pixel_values"])
         embeds = model.get_input_embeddings()(inputs["input_ids"])
         with adaptprune.prune(model, "random"):
+            embeds[inputs["input_ids"] == IMAGE] = features.pooler_output[0]
             with pytest.raises(AdaptPruneError, match=r"36 embeddings that are no token's \(the first at place 4\)"):
-                embeds[inputs["input_ids"] == IMAGE] = features.pooler_output[0]
                 model(inputs_embeds=embeds)
             with pytest.raises(ValueError, match="tokens: 30, features: 2304"):  # transformers' own
                 model(input_ids=inputs["input_ids"][:, 10:], mm_encoder_outputs={"image": features})

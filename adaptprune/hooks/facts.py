@@ -1,8 +1,9 @@
 """What is checked around every forward: before it, whether it can be pruned; after it, whether it was.
 
-After a forward the checks are facts, not hopes: which layers ran, which cache was filled, how many keys each layer holds.
-They are comparisons of integers, so they are always on (`benchmarks/checks.py` measures what they cost). A hook that does
-not run any more, an argument that has another name, a cache of another make: each is an error, never a wrong answer.
+After a forward the checks are facts, not hopes: which layers ran, which cache was filled, how many keys each layer
+holds. They are comparisons of integers, so they are always on (`benchmarks/checks.py` measures what they cost). A hook
+that does not run any more, an argument that has another name, a cache of another make: each is an error, never a wrong
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ def broken(fact: str) -> AdaptPruneError:
     """The error for a forward in which the hooks did not do what they are there for."""
     return AdaptPruneError(
         f"pruning went wrong and its answer is withheld: {fact}. adaptprune is tested with transformers {window()}, "
-        f"{installed()} is installed; run `adaptprune doctor`, and remove what else changes the model's hooks or forwards."
+        f"{installed()} is installed; run `adaptprune doctor`, and remove what else changes the model's hooks or its "
+        "forwards."
     )
 
 
@@ -119,8 +121,8 @@ def check_pictures(shown: bool, encoded: bool, call: Call | None) -> None:
         )
     if shown and not encoded:
         raise broken(
-            f"pictures were given, and none of {', '.join(parts.ENCODERS.values())} was seen to encode them, so no visual "
-            "token was pruned"
+            f"pictures were given, and none of {', '.join(parts.ENCODERS.values())} was seen to encode them, so no "
+            "visual token was pruned"
         )
     if encoded and not call.rows:
         raise AdaptPruneError("an image was given but no visual token was pruned: the prompt has no image placeholder.")

@@ -1,8 +1,9 @@
 """Where the visual tokens of a forward are: by their ids, by their embeddings, or by the features themselves.
 
-A caller may hand over embeddings in place of ids. Placeholders among them are found by comparison with the placeholder's
-embedding, as transformers does; features that were put in their places already, by comparison with what was encoded
-under pruning. Embeddings that are neither those nor a token's are refused: nobody could say where the pictures are.
+A caller may hand over embeddings in place of ids. Placeholders among them are found by comparison with the
+placeholder's embedding, as transformers does; features that were put in their places already, by comparison with what
+was encoded under pruning. Embeddings that are neither those nor a token's are refused: nobody could say where the
+pictures are.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: 
 def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
     """An argument of a layer without the values of dropped tokens; the same object if it has no value per token.
 
-    Values per token are told by their shape: as many as the forward has tokens, behind the batch, which may stand behind
-    axes of its own. In any other place that number is no accident either, and what it stands for is not known here, so
-    it is refused.
+    Values per token are told by their shape: as many as the forward has tokens, behind the batch, which may stand
+    behind axes of its own. In any other place that number is no accident either, and what it stands for is not known
+    here, so it is refused.
     """
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
         parts = [_per_token(call, rows, name, part) for part in value]
@@ -60,8 +60,8 @@ def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
     if value.ndim >= 3 and value.shape[2] == call.length and value.shape[1] in batches:
         return torch.stack([take(part, rows) for part in value])
     raise AdaptPruneError(
-        f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens, and "
-        "it is not known how to take dropped tokens out of it: this model cannot be pruned with it."
+        f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens, "
+        "and it is not known how to take dropped tokens out of it: this model cannot be pruned with it."
     )
 
 

@@ -1,7 +1,7 @@
 """One row of attention: the last prompt token's probabilities, from the query and key states of one layer.
 
-The states are after RoPE and norms, whatever the model (`adaptprune.hooks.seams.attention` hands them over); the model's
-own attention kernel stays on.
+The states are after RoPE and norms, whatever the model (`adaptprune.hooks.seams.attention` hands them over); the
+model's own attention kernel stays on.
 """
 
 from __future__ import annotations

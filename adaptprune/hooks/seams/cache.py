@@ -1,4 +1,4 @@
-"""The KV cache: the argument it travels by, its classes, and layers that hold fewer keys than the sequence has positions.
+"""The KV cache: the argument it travels by, its classes, and layers that hold less than they report.
 
 transformers sizes masks, counts positions and slices prompts by what the layers of a cache report. A pruned layer goes
 on reporting the length of the unpruned sequence, so that all of that stays right whichever layers hold less; only
@@ -21,8 +21,8 @@ from adaptprune.hooks.seams.versions import misfit
 
 __all__ = ["Cache", "CacheLayerMixin", "DynamicCache", "cache_in", "cache_name", "cache_of", "handing"]
 
-#: By which argument a cache is handed on and returned, newest first: `cache` since 5.23, `past_key_values` before. From 5.23
-#: on users may still say the old one, so that both are read at every call.
+#: By which argument a cache is handed on and returned, newest first: `cache` since 5.24, `past_key_values` before.
+#: Users may still say the old one, so that both are read at every call.
 NAMES = ("cache", "past_key_values")
 
 

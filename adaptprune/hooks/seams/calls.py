@@ -116,7 +116,7 @@ def positions_for(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
 
 
 def logits_processors(model: Any, config: Any, ids: Tensor) -> Any:
-    """The processors of scores that a generation config asks for (a repetition penalty, say), as `generate()` has them."""
+    """The processors of scores that a generation config asks for (a repetition penalty, say), as `generate()` does."""
     from transformers import LogitsProcessorList
 
     _private(model, "_prepare_special_tokens")(config, device=ids.device)

@@ -131,7 +131,7 @@ def takes_ready(base: nn.Module) -> bool:
 
 @functools.cache
 def _picture_arguments(kind: Any) -> tuple[str, ...]:
-    """The arguments of a forward that hold pictures or videos: the first of each encode method, and their other names."""
+    """The arguments of a forward that hold pictures or videos: the first of each encode method and its other names."""
     found: list[str] = []
     for method in ENCODERS.values():
         function = getattr(kind, method, None)

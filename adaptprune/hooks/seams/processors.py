@@ -93,7 +93,8 @@ def video_stand_in(refuse: Callable[[], Any], **attributes: Any) -> Any:
 def admitted(stand_in: Any) -> Any:
     """`stand_in`, once processors that check the class of their video processor let it pass.
 
-    Without torchvision such a processor cannot name the class that it checks by; the stand-in's own base takes its place.
+    Without torchvision such a processor cannot name the class that it checks by; the stand-in's own base takes its
+    place.
     """
     from transformers import processing_utils as home
 
