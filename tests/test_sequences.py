@@ -31,8 +31,8 @@ from tests.asking import (
 )
 from tests.tiny import IMAGE, batch, dropped, prompt
 
-RULES = ["adaptprune", "fastv:layer=1", "random:layer=0", "grid:layer=3"]
-SOME = ["longer", "shorter", "text"]
+RULES = ["adaptprune", "random:layer=0", "grid:layer=3", "fastv:layer=1"]
+SOME = ["longer", "text"]
 CACHED = pytest.mark.parametrize("cached", [True, False], ids=["second cached", "second uncached"])
 RESELECT = pytest.mark.parametrize("reselect", [False, True], ids=["once", "reselect"])
 USE_CACHE = pytest.mark.parametrize("use_cache", [True, False], ids=["cache", "no cache"])
@@ -157,10 +157,10 @@ def test_contrastive_decoding(cached, use_cache):
     assert not torch.equal(words, plain)
 
 
-@pytest.mark.parametrize("negative", [None, 3, 40, 80], ids=["the last word", "short", "nearly as long", "long"])
+@pytest.mark.parametrize("negative", [None, 3, 80], ids=["the last word", "short", "long"])
 @USE_CACHE
 @RESELECT
-@pytest.mark.parametrize("spec", ["fastv", "adaptprune:layer=1", "random:layer=0"])
+@pytest.mark.parametrize("spec", ["fastv", "random:layer=0"])
 @torch.no_grad()
 def test_guidance_with_a_negative_prompt(negative, use_cache, reselect, spec):
     model, inputs, other = shared(), first(), unpruned()
