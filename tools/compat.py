@@ -96,8 +96,11 @@ def provide(version: str) -> Path | None:
     if not folder.exists():
         part = folder.with_name(f"{version}.part")
         shutil.rmtree(part, ignore_errors=True)
-        wanted = [f"transformers=={version}"]
+        wanted, rounds = [f"transformers=={version}"], 0
         while wanted:
+            rounds += 1
+            if rounds > 5:  # what came along asks for versions that exclude each other
+                raise LookupError(f"no versions fit together: {' '.join(wanted)}")
             pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "-qq", "--no-deps"]
             if subprocess.run([*pip, "--upgrade", "--target", str(part), *wanted]).returncode:
                 raise LookupError(f"pip could not install {' '.join(wanted)}")
