@@ -16,6 +16,7 @@ from adaptprune.testing.zoo import SPECIMENS
 from tests.sabotage import broken, dressed, fresh, inputs, layers_of, renaming, same, unhook
 from tests.test_sabotage import cache_argument
 
+GONE = "was changed or taken away while the model is pruned|hook before its decoder did not"
 EVERY = ["prompt", "own cache", "uncached", "step", "step alone", "generate", "turn"]
 
 
@@ -26,17 +27,17 @@ def calls(*names: str):
 @pytest.mark.parametrize("number", [2, 4])
 @calls(*EVERY, "generate uncached")
 def test_one_layers_hooks(number, call):
-    broken(lambda model: unhook(layers_of(model)[number]), call, says="layers have hooks, and .* ran")
+    broken(lambda model: unhook(layers_of(model)[number]), call, says=GONE)
 
 
 @calls()
 def test_all_layers_hooks(call):
-    broken(lambda model: [unhook(layer) for layer in layers_of(model)], call, says="layers have hooks, and 0")
+    broken(lambda model: [unhook(layer) for layer in layers_of(model)], call, says=GONE)
 
 
 @calls()
 def test_the_decoders_hooks(call):
-    broken(lambda model: unhook(model.model.language_model), call, says="decoder's hooks did not run")
+    broken(lambda model: unhook(model.model.language_model), call, says=GONE)
 
 
 @calls()
@@ -61,7 +62,7 @@ def test_the_bases_first_hook(call):
 
 @calls("generate", "generate uncached")
 def test_the_models_hooks(call):
-    broken(lambda model: unhook(model), call, says="generate\\(\\)'s forwards")
+    broken(lambda model: unhook(model), call, says=GONE)
 
 
 @pytest.mark.parametrize("which", ["base", "decoder", "layers"])
@@ -83,7 +84,7 @@ def seen_no_more(model):
 
 @calls("prompt", "own cache", "uncached")
 def test_the_encoder_is_not_seen(call):
-    broken(seen_no_more, call, says="none of get_image_features.* was seen to encode them")
+    broken(seen_no_more, call, says="what was put in front of get_image_features")
 
 
 @torch.no_grad()
@@ -118,7 +119,7 @@ def test_attention_that_does_not_look_its_implementation_up(spec, call):
     def work(model):
         layers_of(model)[1].self_attn.config = model.model.language_model.config
 
-    broken(work, call, spec, says="layer 1 ran, and its attention were not seen")
+    broken(work, call, spec, says="the watch on attention was changed")
 
 
 @calls("turn")
@@ -134,7 +135,7 @@ def test_keys_that_are_not_seen(call):
     def work(model):
         unhook(layers_of(model)[1].self_attn.k_proj)
 
-    broken(work, call, "adaptprune:keys=previous", says="layer 1 ran, and its keys were not seen")
+    broken(work, call, "adaptprune:keys=previous", says="the hook after the keys of layer 1 was changed")
 
 
 @pytest.mark.parametrize("numbers", [[2], [3], [2, 3, 4]])
@@ -175,7 +176,7 @@ STRANGE = {
     "three of them": lambda length: torch.zeros(3, length),
     "behind heads": lambda length: torch.zeros(2, 5, length),
     "in a tuple": lambda length: (torch.zeros(length), torch.zeros(length)),
-    "in a dict": lambda length: {"inner": torch.zeros(2, length, 4)},
+    "in a dict": lambda length: {"inner": torch.zeros(length)},
 }
 
 
@@ -186,7 +187,9 @@ def test_values_per_token_that_cannot_be_cut(form, use_cache):
     model, given = fresh(), inputs()
     strange = STRANGE[form](given["input_ids"].shape[1])
     with adaptprune.prune(model, "fastv", keep_ratio=0.25):
-        model(**given, use_cache=use_cache, strange=torch.zeros(*given["input_ids"].shape, 4))
+        fits = torch.zeros(*given["input_ids"].shape, 4)
+        for fitting in (fits, (fits, fits), {"inner": fits}):
+            model(**given, use_cache=use_cache, strange=fitting)
         with pytest.raises(AdaptPruneError, match="strange"):
             model(**given, use_cache=use_cache, strange=strange)
 
@@ -207,7 +210,7 @@ def test_a_layer_that_runs_twice(call):
         decoder.layers = nn.ModuleList([*decoder.layers, decoder.layers[4]])
         decoder.config.num_hidden_layers = 6
 
-    broken(work, call, says="3 decoder layers have hooks, and 4 of them ran")
+    broken(work, call, says="the list of the decoder's layers was changed")
 
 
 @calls("prompt", "uncached", "generate")
@@ -227,7 +230,7 @@ def test_a_layer_that_was_put_in_the_place_of_another(call):
         other.load_state_dict(layer.state_dict())
         layers_of(model)[3] = other.eval()
 
-    broken(work, call, says="3 decoder layers have hooks, and 2 of them ran")
+    broken(work, call, says="the list of the decoder's layers was changed")
 
 
 def own_loop(self, input_ids, logits_processor=None, stopping_criteria=None, generation_config=None, **kwargs):

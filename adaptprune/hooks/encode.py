@@ -8,13 +8,14 @@ their way. Features that a caller puts among embeddings by hand are recognised b
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family
+from adaptprune.hooks.holds import Hold, method
 from adaptprune.hooks.locate import Noted
 from adaptprune.hooks.running import Running
 from adaptprune.hooks.seams import calls, parts
@@ -23,15 +24,13 @@ from adaptprune.hooks.seams import calls, parts
 CELLS = "_adaptprune_cells"
 
 
-def watch(base: nn.Module, family: Family, running: Running, noted: Noted) -> list[Callable[[], None]]:
-    """Note the cells of everything that `base` encodes; returns the functions that end it."""
+def watch(base: nn.Module, family: Family, running: Running, noted: Noted) -> list[Hold]:
+    """Note the cells of everything that `base` encodes."""
     methods = parts.ENCODERS.items()
     return [_wrap(base, modality, name, family, running, noted) for modality, name in methods if hasattr(base, name)]
 
 
-def _wrap(
-    base: nn.Module, modality: str, name: str, family: Family, running: Running, noted: Noted
-) -> Callable[[], None]:
+def _wrap(base: nn.Module, modality: str, name: str, family: Family, running: Running, noted: Noted) -> Hold:
     encode = getattr(base, name)
 
     @functools.wraps(encode)  # generate() picks the arguments by the signature
@@ -53,13 +52,13 @@ def _wrap(
         setattr(encoded, CELLS, cells)
         if running.encoded is not None:
             running.encoded[modality] = cells
-        elif running.generating is not None:
+            return encoded
+        noted.add(features, cells)
+        if running.generating is not None and not running.generating.forwards:  # else somebody's own, inside of it
             running.generating.cells[modality] = cells
-        else:
-            noted.add(features, cells)
         return encoded
 
-    return calls.replace_method(base, name, noting)
+    return method(base, name, noting)
 
 
 def cells_of(base: nn.Module, family: Family, given: Any, running: Running) -> dict[str, list[Tensor]]:

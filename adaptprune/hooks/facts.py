@@ -13,20 +13,10 @@ from typing import Any
 from torch import nn
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.holds import broken
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import parts
-from adaptprune.hooks.seams.versions import installed, window
 from adaptprune.hooks.state import Call
-
-
-def broken(fact: str) -> AdaptPruneError:
-    """The error for a forward in which the hooks did not do what they are there for."""
-    return AdaptPruneError(
-        f"pruning went wrong and its answer is withheld: {fact}. adaptprune is tested with transformers {window()}, "
-        f"{installed()} is installed; run `adaptprune doctor`, and remove what else changes the model's hooks or its "
-        "forwards."
-    )
-
 
 # -- before ------------------------------------------------------------------------------------------------------------
 
@@ -52,16 +42,20 @@ def check_decoder(decoder: nn.Module, backend: str, call: Call) -> None:
 
 
 def check_continued(call: Call) -> None:
-    """Refuse a cache that was pruned and does not say how, or that was filled by another batch."""
-    views = call.state.views
-    if not views and any(map(kv.lacks, kv.layers_of(call.cache))):
-        raise broken("the KV cache holds pruned layers, and nothing is known of what they dropped")
+    """Refuse a cache that was pruned and does not say how, that lost keys, or that was filled by another batch."""
+    views, layers = call.state.views, kv.layers_of(call.cache)
+    if not views:
+        full = {kv.held(layer) for index, layer in enumerate(layers) if kv.window(call.cache, index) is None}
+        if len(full) > 1 or any(map(kv.lacks, layers)):
+            raise broken("the KV cache holds pruned layers, and nothing is known of what they dropped")
+        return
     for view in views.values():
         if view.index.shape[0] != call.batch:
             raise AdaptPruneError(
                 f"the cache was filled with a batch of {view.index.shape[0]} prompts and is continued with "
                 f"{call.batch}: continue with the same batch."
             )
+    check_held(call, call.past)
 
 
 # -- after -------------------------------------------------------------------------------------------------------------
@@ -85,21 +79,22 @@ def check_forward(call: Call, output: Any, hooked: int) -> None:
         raise broken("the decoder returned a KV cache that its layers were not seen to be handed")
 
 
-def check_held(call: Call) -> None:
-    """Compare what every layer of the cache holds with what was kept."""
-    layers = kv.layers_of(call.cache)
+def check_held(call: Call, total: int) -> None:
+    """Compare what every layer of the cache holds, at `total` positions, with what was kept."""
     if not call.state.views:
         return
     expected: dict[int, int] = {}
-    for index, layer in enumerate(layers):
+    for index, layer in enumerate(kv.layers_of(call.cache)):
         stage = call.stage_at(index)
         if stage not in expected:
             view = call.state.views.get(stage)
-            expected[stage] = call.total if view is None else view.index.shape[1] + call.total - view.covered
+            expected[stage] = total if view is None else view.held(total)
         count, width = expected[stage], kv.window(call.cache, index)
-        if width is not None and not kv.records_past(layer):
+        if width is not None:
+            if kv.records_past(layer):  # until it is cropped it holds more
+                continue
             count = min(count, width - 1)
-        if kv.held(layer) != count and not (width is not None and kv.records_past(layer)):
+        if kv.held(layer) != count:
             raise broken(f"layer {index} holds {kv.held(layer)} keys instead of the {count} that were kept")
 
 

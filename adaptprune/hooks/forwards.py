@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
-from adaptprune.hooks import encode, facts, locate
+from adaptprune.hooks import encode, facts, holds, locate
 from adaptprune.hooks.narrow import layer_arguments, take, whole_conversation
 from adaptprune.hooks.rest import evict, own_output, report_of
-from adaptprune.hooks.running import Running
+from adaptprune.hooks.running import Generating, Running
 from adaptprune.hooks.seams import Parts, attention, calls, parts
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.select import Selector
@@ -40,8 +40,8 @@ class Forwards:
         Is filled anew by every prompt.
     reselect, evict_below : bool
         As `prune` has them.
-    virtual : int
-        Embeddings that PEFT puts in front of every prompt.
+    learned : callable or None
+        The embeddings that PEFT puts in front of every prompt, (n, D).
     """
 
     def __init__(
@@ -54,13 +54,15 @@ class Forwards:
         *,
         reselect: bool,
         evict_below: bool,
-        virtual: int,
+        learned: Callable[[], Tensor] | None,
     ) -> None:
         self._parts, self._family, self._selector, self._running = found, family, selector, running
-        self._report, self._reselect, self._evict_below, self._virtual = report, reselect, evict_below, virtual
+        self._report, self._reselect, self._evict_below, self._learned = report, reselect, evict_below, learned
         self._config: Any = found.model.config
         self._stages = selector.stages
         self.noted = locate.Noted()
+        #: Everything that was put on the model, to be looked after.
+        self.held: list[holds.Hold] = []
         #: The first layer that has a hook.
         self.first = 0 if evict_below and self._stages else min(self._stages, default=len(found.layers))
 
@@ -108,7 +110,7 @@ class Forwards:
         # embeddings that may hold pictures already: a prompt, read by the base or by the decoder alone
         if tokens is None or tokens.ndim != 3 or tokens.shape[1] == 1 or not self._stages:
             return None
-        return locate.merged(base, self._family, tokens, self.noted, self._virtual)
+        return locate.merged(base, self._family, tokens, self.noted, self._learned)
 
     # -- the decoder ------------------------------------------------------------------------------------------------
 
@@ -132,6 +134,7 @@ class Forwards:
             prompt=self._prompt(tokens, kv.seen(cache)),
         )
         if self._stages:
+            holds.check(self.held)
             facts.check_continued(call)
             facts.check_decoder(module, attention.backend(module), call)
         running.call = call
@@ -141,7 +144,7 @@ class Forwards:
         mine = self._running.mine
         if mine is None or mine.prompt is None:
             return None
-        if self._virtual and not past and mine.forwards == 1:
+        if self._learned is not None and not past and mine.forwards == 1:
             mine.prompt = max(mine.prompt, tokens.shape[1])  # PEFT's embeddings stand in front of what was given
         return mine.prompt
 
@@ -174,6 +177,7 @@ class Forwards:
             return
         if self._stages:
             facts.check_forward(call, output, len(self._parts.layers) - self.first)
+            facts.check_held(call, call.total)
         if call.cache is not None and (call.rows or call.state.history is not None):
             setattr(call.cache, STATE, call.state)
         if call.rows and call.cache is not None:
@@ -182,24 +186,30 @@ class Forwards:
             for index in range(len(self._parts.layers)):
                 if call.view_at(index) is not None:
                     kv.shorten(call.cache, index, call.total)
-        facts.check_held(call)
         if call.reads_prompt:
             self._tell(call, attention.backend(module))
 
     def _tell(self, call: Call, backend: str) -> None:
         """Fill the report; a prompt that somebody else reads inside `generate()` is counted there and not told."""
-        new = report_of(call, self._report, backend)
-        if self._running.generating is not None and self._running.mine is None:
+        new, mine = report_of(call, self._report, backend), self._running.mine
+        if self._running.generating is not None and mine is None:
             self._report.prompts = new.prompts
             return
         vars(self._report).update(vars(new))  # at once: other threads never see half of it
+        if mine is not None:
+            mine.told = vars(new)
+
+    def tell_again(self, outer: Generating) -> None:
+        """Fill the report as `outer` had it, in which another `generate()` has ended."""
+        if outer.told is not None:
+            vars(self._report).update({**outer.told, "prompts": self._report.prompts})
 
     # -- the layers -------------------------------------------------------------------------------------------------
 
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         call = self._running.call
         if call is None:
-            return None
+            raise holds.broken(f"decoder layer {index} ran, and the hook before its decoder did not")
         call.layers += 1
         given, arguments = calls.layer_call(module, args, kwargs)
         cache = kv.cache_in(arguments)
@@ -228,15 +238,3 @@ class Forwards:
 def _relative(before: Tensor, rows: Tensor, length: int) -> Tensor:
     """Places in `before` of the incoming tokens `rows`, (B, S); padding stays -1."""
     return torch.where(rows < 0, rows, places(before, length).gather(1, rows.clamp_min(0)))
-
-
-def install(module: nn.Module, before: Any = None, after: Any = None) -> list[Callable[[], None]]:
-    """Put hooks on a module; returns the functions that take them off."""
-    undo: list[Callable[[], None]] = []
-    # disabled: a compiled layer must not trace what depends on the prompt
-    if before is not None:
-        undo.append(module.register_forward_pre_hook(torch.compiler.disable(before), with_kwargs=True).remove)
-    if after is not None:
-        # always_call: also after an exception, so that no forward's state outlives it
-        undo.append(module.register_forward_hook(torch.compiler.disable(after), always_call=True).remove)
-    return undo

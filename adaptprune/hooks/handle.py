@@ -6,12 +6,13 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import encode
-from adaptprune.hooks.forwards import Forwards, install
+from adaptprune.hooks.forwards import Forwards
+from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
 from adaptprune.hooks.seams import parts
 from adaptprune.hooks.seams.table import check
@@ -73,8 +74,8 @@ def prune(
         if not isinstance(value, bool):
             raise AdaptPruneError(f"{name}={value!r} is not allowed: it is True or False.")
     pruner = make_pruner(method, **options)
-    model, virtual = parts.unwrapped(model)
-    return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, virtual=virtual)
+    model, learned = parts.unwrapped(model)
+    return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, learned=learned)
 
 
 class PruneHandle:
@@ -94,7 +95,7 @@ class PruneHandle:
         *,
         reselect: bool = False,
         evict_below: bool = False,
-        virtual: int = 0,
+        learned: Callable[[], Tensor] | None = None,
     ) -> None:
         self.config: Any = model.config
         self.pruner = pruner
@@ -103,12 +104,12 @@ class PruneHandle:
         self._parts = parts.parts_of(model)
         running = Running()
         self._selector = Selector(pruner, self._parts.layers, lambda: running.call)
-        self._undo: list[Callable[[], None]] = []
+        self._held: list[Hold] = []
         self._check(reselect, evict_below)
         pruner.warm_up()
         forwards = Forwards(
             self._parts, self._family, self._selector, running, self.report,
-            reselect=reselect, evict_below=evict_below, virtual=virtual,
+            reselect=reselect, evict_below=evict_below, learned=learned,
         )  # fmt: skip
         try:
             self._install(forwards, running)
@@ -135,21 +136,24 @@ class PruneHandle:
 
     def _install(self, forwards: Forwards, running: Running) -> None:
         model, base, decoder, layers = self._parts.model, self._parts.base, self._parts.decoder, self._parts.layers
+        held = self._held
         if model is not base:
-            self._undo += install(model, forwards.before_model, forwards.after_model)
-            self._undo += watch_generate(model, running)
-        self._undo += install(base, forwards.before_base, forwards.after_base)
-        self._undo += install(decoder, forwards.before_decoder, forwards.after_decoder)
+            held += hook(model, "the model", forwards.before_model, forwards.after_model)
+            held += watch_generate(model, running, forwards.tell_again)
+        held += hook(base, "the base", forwards.before_base, forwards.after_base)
+        held += hook(decoder, "the decoder", forwards.before_decoder, forwards.after_decoder)
         for index in range(forwards.first, len(layers)):
-            self._undo += install(layers[index], partial(forwards.before_layer, index))
-        self._undo += encode.watch(base, self._family, running, forwards.noted)
-        self._undo += self._selector.watch()
+            held += hook(layers[index], f"layer {index}", partial(forwards.before_layer, index))
+        held += encode.watch(base, self._family, running, forwards.noted)
+        held += self._selector.watch()
+        held.append(same_layers(decoder, layers))
+        forwards.held = held
         setattr(decoder, HANDLE, self)
 
     def remove(self) -> None:
         """Take every hook off; the model is exactly as before. Calling it again does nothing."""
-        while self._undo:
-            self._undo.pop()()
+        while self._held:
+            self._held.pop().remove()
         if getattr(self._parts.decoder, HANDLE, None) is self:
             delattr(self._parts.decoder, HANDLE)
 

@@ -9,7 +9,7 @@ pictures are.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -37,7 +37,11 @@ def sample(rows: Tensor) -> Tensor:
 
 def _keys(rows: Tensor) -> list[bytes]:
     """Something to compare embeddings (N, D) by: equal if and only if their sampled entries are."""
-    return [row.tobytes() for row in sample(rows).float().cpu().contiguous().numpy() + 0.0]  # -0.0 is 0.0
+    return _bytes(sample(rows))
+
+
+def _bytes(samples: Tensor) -> list[bytes]:
+    return [row.tobytes() for row in samples.float().cpu().contiguous().numpy() + 0.0]  # -0.0 is 0.0
 
 
 class Noted:
@@ -45,6 +49,7 @@ class Noted:
 
     def __init__(self) -> None:
         self._units: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+        self._table: tuple[Any, set[bytes]] = (None, set())
 
     def add(self, features: Sequence[Tensor] | Tensor, cells: Sequence[Tensor]) -> None:
         """Remember features, (n, D) for each picture or video, and the cells of each, (n, 3).
@@ -52,13 +57,27 @@ class Noted:
         Features that a model has yet to add to (newlines) are not remembered: among embeddings they are refused.
         """
         whole = features if isinstance(features, Tensor) else torch.cat([part.flatten(0, -2) for part in features])
-        rows, sizes = sample(whole.flatten(0, -2)).cpu(), [len(unit) for unit in cells]
+        rows, sizes = sample(whole.flatten(0, -2)).clone(), [len(unit) for unit in cells]
         if sum(sizes) == len(rows):
             self._units.extend(zip(rows.split(sizes), cells, strict=True))
 
     def units(self, dtype: torch.dtype) -> list[tuple[list[bytes], Tensor]]:
         """What is remembered, as embeddings of a dtype are compared."""
-        return [([row.tobytes() for row in rows.to(dtype).float().numpy() + 0.0], cells) for rows, cells in self._units]
+        return [(_bytes(rows.to(dtype)), cells) for rows, cells in self._units]
+
+    @torch.no_grad()
+    def tokens(self, base: nn.Module, like: Tensor) -> set[bytes]:
+        """The embeddings of all tokens, as they are compared; made anew if the weights have changed."""
+        embed: Any = parts.token_embeddings(base)
+        weight = embed.weight
+        state = (weight.data_ptr(), weight._version, tuple(weight.shape), like.dtype)
+        if self._table[0] != state:
+            known: set[bytes] = set()
+            for start in range(0, weight.shape[0], CHUNK):
+                ids = torch.arange(start, min(weight.shape[0], start + CHUNK), device=weight.device)
+                known.update(_keys(embed(ids).to(like.dtype)))
+            self._table = (state, known)
+        return self._table[1]
 
 
 def placeholders(
@@ -80,28 +99,32 @@ def _labels(embeds: Tensor) -> Tensor:
     return labels.view(embeds.shape[:2])
 
 
-def merged(base: nn.Module, family: Family, embeds: Tensor, noted: Noted, virtual: int) -> list[Layout] | None:
+def merged(
+    base: nn.Module, family: Family, embeds: Tensor, noted: Noted, learned: Callable[[], Tensor] | None
+) -> list[Layout] | None:
     """The visual tokens among embeddings (B, L, D) that features were put into before; None for text.
 
     Parameters
     ----------
     noted : Noted
         What was encoded under pruning.
-    virtual : int
-        Embeddings per row that may be anything: PEFT's learned ones.
+    learned : callable or None
+        Embeddings that are no tokens' and no pictures' either, (n, D): PEFT's.
 
     Raises
     ------
     AdaptPruneError
-        Some embeddings are neither tokens' nor noted features.
+        Some embeddings are none of these.
     """
-    units = noted.units(embeds.dtype)
-    known, rows = _table(base, embeds), []
+    units, rows = noted.units(embeds.dtype), []
+    known = noted.tokens(base, embeds)
+    if learned is not None:
+        known = known | set(_keys(learned().to(embeds.dtype)))
     for line in embeds:
         keys = _keys(line)
         found, taken = _walk(keys, units)
         strange = [place for place, key in enumerate(keys) if place not in taken and key not in known]
-        if len(strange) > virtual:
+        if strange:
             raise AdaptPruneError(
                 f"inputs_embeds holds {len(strange)} embeddings that are no token's (the first at place {strange[0]}), "
                 "and none of the features that were encoded under pruning: it is not known which of them are pictures. "
@@ -144,18 +167,6 @@ def _follow(keys: list[bytes], start: int, rows: list[bytes], visual: set[bytes]
         elif keys[place] in visual:
             return None
     return None
-
-
-@torch.no_grad()
-def _table(base: nn.Module, like: Tensor) -> set[bytes]:
-    """The embeddings of all tokens, as they are compared."""
-    embed: Any = parts.token_embeddings(base)
-    size, place = embed.weight.shape[0], embed.weight.device
-    known: set[bytes] = set()
-    for start in range(0, size, CHUNK):
-        rows = embed(torch.arange(start, min(size, start + CHUNK), device=place))
-        known.update(_keys(rows.to(like.dtype)))
-    return known
 
 
 def layouts(

@@ -12,7 +12,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.cache import window
-from adaptprune.hooks.seams.calls import MASK, POSITIONS, ROTARY, as_rotary
+from adaptprune.hooks.seams.calls import KNOWN, MASK, POSITIONS, ROTARY, as_rotary
 from adaptprune.hooks.state import Call
 
 
@@ -38,6 +38,10 @@ def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: 
         for name, value in changed.items():
             if name != MASK and value is not None:
                 changed[name] = _once(call, layer, value, partial(_per_token, call, rows, name, value))
+    else:
+        for name, value in arguments.items():
+            if isinstance(value, Tensor) and name not in KNOWN and call.total in value.shape[2:]:
+                raise _strange(call, name, value)
     changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
     return changed
 
@@ -52,16 +56,25 @@ def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
         parts = [_per_token(call, rows, name, part) for part in value]
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
+    if isinstance(value, dict):
+        return {key: _per_token(call, rows, f"{name}[{key!r}]", part) for key, part in value.items()}
     if not isinstance(value, Tensor) or call.length == 1 or call.length not in value.shape:
         return value
+    if name not in KNOWN and call.total in value.shape[3:]:
+        raise _strange(call, name, value)  # one that counts keys as well, as a mask by another name does
     batches = (1, call.batch)
     if value.ndim >= 2 and value.shape[1] == call.length and value.shape[0] in batches:
         return take(value, rows)
     if value.ndim >= 3 and value.shape[2] == call.length and value.shape[1] in batches:
         return torch.stack([take(part, rows) for part in value])
-    raise AdaptPruneError(
-        f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens, "
-        "and it is not known how to take dropped tokens out of it: this model cannot be pruned with it."
+    raise _strange(call, name, value)
+
+
+def _strange(call: Call, name: str, value: Tensor) -> AdaptPruneError:
+    return AdaptPruneError(
+        f"the decoder's layers are handed {name} of shape {tuple(value.shape)} in a forward of {call.length} tokens "
+        f"after {call.past}, and it is not known how to take dropped tokens out of it: this model cannot be pruned "
+        "with it."
     )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from adaptprune.hooks.holds import Hold, broken, method
 from adaptprune.hooks.seams import calls
 from adaptprune.hooks.seams.versions import misfit
 from adaptprune.hooks.state import Call
@@ -35,12 +36,15 @@ class Generating:
         a logits processor, say.
     forwards : int
         How many of its own forwards were seen.
+    told : dict or None
+        The report of its prompt.
     """
 
     prompt: int | None = None
     cells: dict[str, list[Tensor]] = field(default_factory=dict)
     handed: tuple[Tensor, ...] = ()
     forwards: int = 0
+    told: dict[str, Any] | None = None
 
     def owns(self, inputs: Mapping[str, Any]) -> bool:
         """Whether a forward with these arguments is its own."""
@@ -83,19 +87,25 @@ class Running(local):
         return self.generating if self.own else None
 
 
-def watch_generate(model: nn.Module, running: Running) -> list[Callable[[], None]]:
-    """Note what `generate()` is given and which forwards are its own; returns the functions that end it."""
+def watch_generate(model: nn.Module, running: Running, ended: Callable[[Generating], None]) -> list[Hold]:
+    """Note what `generate()` is given and which forwards are its own.
+
+    Parameters
+    ----------
+    ended : callable
+        Is told of the `generate()` in which another one of this model has ended.
+    """
     if not hasattr(model, "generate"):
         return []
     generate: Any = model.generate
-    undo: list[Callable[[], None]] = []
+    held: list[Hold] = []
 
     @functools.wraps(generate)
     def noting(*args: Any, **kwargs: Any) -> Any:
         read = calls.prompt_of(calls.bound(generate, args, kwargs))
         outer, running.generating = running.generating, Generating(None if read is None else read.shape[1])
         own, running.own = running.own, False
-        _watch_prepare(model, running, undo)
+        held.extend(_watch_prepare(model, running))
         try:
             output = generate(*args, **kwargs)
             if not running.generating.forwards:
@@ -103,22 +113,23 @@ def watch_generate(model: nn.Module, running: Running) -> list[Callable[[], None
             return output
         finally:
             running.generating, running.own = outer, own
-
-    undo.append(calls.replace_method(model, "generate", noting))
-    _watch_prepare(model, running, undo)
+            if outer is not None:
+                ended(outer)
 
     def remove() -> None:
-        while undo:
-            undo.pop()()
+        while held:
+            held.pop().remove()
 
-    return [remove]
+    first = method(model, "generate", noting)
+    held.extend([first, *_watch_prepare(model, running)])
+    return [Hold(first.what, remove, first.intact)]
 
 
-def _watch_prepare(model: nn.Module, running: Running, undo: list[Callable[[], None]]) -> None:
+def _watch_prepare(model: nn.Module, running: Running) -> list[Hold]:
     """Note what `generate()` is about to read; again if PEFT has put its own method in the place meanwhile."""
     prepare: Any = getattr(model, calls.PREPARE)
     if getattr(prepare, "adaptprune_running", None) is running:
-        return
+        return []
 
     @functools.wraps(prepare)
     def noting(*args: Any, **kwargs: Any) -> Any:
@@ -127,7 +138,9 @@ def _watch_prepare(model: nn.Module, running: Running, undo: list[Callable[[], N
             running.generating.handed = tuple(
                 inputs[name] for name in (calls.IDS, calls.EMBEDS) if isinstance(inputs.get(name), Tensor)
             )
+        elif calls.within_generate():
+            raise broken("generate() was called on the class, past what was put in front of the model's own")
         return inputs
 
     noting.adaptprune_running = running  # type: ignore[attr-defined]
-    undo.append(calls.replace_method(model, calls.PREPARE, noting))
+    return [method(model, calls.PREPARE, noting, guarded=False)]

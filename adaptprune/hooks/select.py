@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, join
-from adaptprune.hooks.facts import broken
+from adaptprune.hooks.holds import Hold, broken, hook
 from adaptprune.hooks.probe import last_token_attention
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.attention import install
@@ -60,15 +60,16 @@ class Selector:
         """The layers whose attention is looked at."""
         return [self.layers[stage - 1] for stage in self.stages] if "attention" in self.pruner.needs else []
 
-    def watch(self) -> list[Callable[[], None]]:
-        """Start to capture the cues; returns the functions that end it."""
-        undo = []
+    def watch(self) -> list[Hold]:
+        """Start to capture the cues."""
+        undo: list[Hold] = []
         for stage in self.stages:
             if "attention" in self.pruner.needs:
-                undo.append(install(attention_of(self.layers[stage - 1]), partial(self._see_attention, stage - 1)))
+                seen = partial(self._see_attention, stage - 1)
+                undo.append(Hold("the watch on attention", *install(attention_of(self.layers[stage - 1]), seen)))
             if "previous_keys" in self.pruner.needs:
                 projection = key_projection(self.layers[stage - 1])
-                undo.append(projection.register_forward_hook(partial(self._see_keys, stage - 1)).remove)
+                undo += hook(projection, f"the keys of layer {stage - 1}", after=partial(self._see_keys, stage - 1))
         return undo
 
     def _see_attention(self, layer: int, *cues: Any) -> None:
@@ -80,7 +81,7 @@ class Selector:
 
     def _see_keys(self, layer: int, module: nn.Module, args: Any, output: Tensor) -> None:
         call = self._current()
-        if call is not None:
+        if call is not None and output is not None:  # an exception is on its way
             call.keys[layer] = output
 
     # -- choosing ---------------------------------------------------------------------------------------------------

@@ -40,6 +40,10 @@ class View:
         tail = torch.arange(self.covered, total, device=self.index.device)
         return torch.cat([self.index, tail.expand(self.index.shape[0], -1)], dim=1)
 
+    def held(self, total: int) -> int:
+        """How many places everything held takes once the sequence is `total` long."""
+        return self.index.shape[1] + total - self.covered
+
     def cut(self, total: int) -> View:
         """The view of a sequence cropped to `total`; an error if that took away anything but the tokens after it."""
         cropped = self.covered - total

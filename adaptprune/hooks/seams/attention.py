@@ -45,11 +45,11 @@ class _Original:
         return getattr(self._module, name)
 
 
-def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], None]:
+def install(attention: nn.Module, watch: Callable[..., None]) -> tuple[Callable[[], None], Callable[[], bool]]:
     """Call ``watch(query, key, attention_mask, scaling, softcap, sliding_window)`` before every attention of a module.
 
     Only this module gets a copy of its config that names a registered function, which calls the implementation that
-    the model was loaded with. Returns the function that puts the module back as it was.
+    the model was loaded with. Returns what puts the module back as it was, and what tells whether it is still watched.
     """
     config: Any = attention.config
     _function(attention, config)  # fails now rather than in the first forward
@@ -63,7 +63,7 @@ def install(attention: nn.Module, watch: Callable[..., None]) -> Callable[[], No
         attention.config = config
         delattr(attention, WATCH)
 
-    return remove
+    return remove, lambda: attention.config is changed
 
 
 def _function(attention: nn.Module, config: Any) -> Callable[..., Any]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from transformers import GenerationMixin
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.cache import parameters
@@ -15,6 +16,8 @@ from adaptprune.hooks.seams.versions import misfit
 #: Arguments of a decoder layer, by meaning. The hidden states come first; the others by name, or in the order in which
 #: the layer's forward names them.
 HIDDEN, MASK, ROTARY, POSITIONS = "hidden_states", "attention_mask", "position_embeddings", "position_ids"
+#: Those whose form is known.
+KNOWN = frozenset({HIDDEN, MASK, ROTARY, POSITIONS})
 #: What `generate()` asks for the arguments of every forward of its own.
 PREPARE = "prepare_inputs_for_generation"
 #: Arguments of forwards and of `generate()` that hold a prompt.
@@ -94,20 +97,13 @@ def with_states(output: Any, states: Tensor) -> Any:
 # -- generate() --------------------------------------------------------------------------------------------------------
 
 
-def replace_method(module: nn.Module, name: str, function: Callable[..., Any]) -> Callable[[], None]:
-    """Put a function in front of a method, on this one object; returns what puts back what was there."""
-    before = module.__dict__.get(name)
-    object.__setattr__(module, name, function)
-
-    def remove() -> None:
-        if module.__dict__.get(name) is not function:
-            return  # somebody else put theirs over it, and takes it off
-        if before is None:
-            object.__delattr__(module, name)
-        else:
-            object.__setattr__(module, name, before)
-
-    return remove
+def within_generate() -> bool:
+    """Whether `generate()` runs further out in this thread, called in whichever way."""
+    code = getattr(inspect.unwrap(GenerationMixin.generate), "__code__", None)
+    frame = inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None
 
 
 def positions_for(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:

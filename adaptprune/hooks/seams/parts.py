@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,8 +62,8 @@ def parts_of(model: nn.Module) -> Parts:
     return Parts(model, base, decoder, list(layers))
 
 
-def unwrapped(model: Any) -> tuple[nn.Module, int]:
-    """The model inside PEFT's wrapper, and how many learned embeddings PEFT puts in front of every prompt (0: none).
+def unwrapped(model: Any) -> tuple[nn.Module, Callable[[], Tensor] | None]:
+    """The model inside PEFT's wrapper, and what gives the embeddings that PEFT puts in front of every prompt, (n, D).
 
     Raises
     ------
@@ -80,10 +80,12 @@ def unwrapped(model: Any) -> tuple[nn.Module, int]:
     if getattr(model, "config", None) is None:
         raise AdaptPruneError(f"{type(model).__name__} has no config: pass a transformers model (adaptprune.load).")
     if not hasattr(model, "get_base_model"):
-        return model, 0
-    settings: Any = getattr(model, "active_peft_config", None)
-    virtual = int(getattr(settings, "num_virtual_tokens", None) or 0)
-    return model.get_base_model(), virtual  # type: ignore[operator]
+        return model, None
+    wrapper: Any = model
+    base: nn.Module = wrapper.get_base_model()
+    if not getattr(getattr(wrapper, "active_peft_config", None), "num_virtual_tokens", None):
+        return base, None
+    return base, lambda: wrapper.get_prompt(batch_size=1)[0]
 
 
 # -- pictures ----------------------------------------------------------------------------------------------------------
