@@ -50,7 +50,9 @@ def plain(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def features(model: Any, inputs: dict[str, Tensor]) -> Tensor:
     """All visual tokens in a row, from the model's public method."""
-    names = inspect.signature(model.model.get_image_features).parameters
+    names = {*inspect.signature(model.model.get_image_features).parameters, "image_sizes"}  # before 5.18 as a **kwarg
+    if model.config.model_type == "llava" and model.config.vision_config.model_type != "pixtral":
+        names.discard("image_sizes")
     found = model.get_image_features(**{key: value for key, value in inputs.items() if key in names}).pooler_output
     parts = found if isinstance(found, (list, tuple)) else [found]
     return torch.cat([part.reshape(-1, part.shape[-1]) for part in parts])

@@ -22,6 +22,7 @@ import adaptprune
 from adaptprune.cli.app import add_commands, app
 from adaptprune.client import Client, Request, data_url, message
 from adaptprune.images import open_image
+from adaptprune.models.placement import packs_four_bits
 from tests.commands import run_here
 from tests.review.fake_judge import FakeJudge
 
@@ -67,10 +68,10 @@ def run(monkeypatch, capsys, tmp_path):
     """Runs a command in an empty folder; what it printed."""
     monkeypatch.chdir(tmp_path)
 
-    def command(words: list[str], text: str = "") -> str:
+    def command(words: list[str], text: str = "", code: int = 0) -> str:
         done = run_here(monkeypatch, capsys, *words, text=text)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == code, done.stderr
+        return done.stderr if code else done.stdout
 
     return command
 
@@ -189,12 +190,17 @@ def quantised(words: list[str]) -> str:
 def test_chat_in_four_bit(run):
     ((*words,),) = chosen("adaptprune chat")
     assert "--load-4bit" in words
+    if packs_four_bits():  # the pocket model is too narrow for this CPU's kernel
+        assert "takes layers whose widths are multiples of 64" in run(words, code=2)
+        return
     said = run([*words, "--keep-ratio", "0.25"], "What colour is the triangle?\n/quit\n")
     assert said == f"{quantised(words)}\n"
 
 
 @pytest.mark.parametrize("words", chosen("adaptprune serve", "--load-"), ids=lambda words: words[3])
 def test_a_quantised_worker(words, tmp_path):
+    if "--load-4bit" in words and packs_four_bits():
+        pytest.skip("bitsandbytes' 4-bit kernel for this CPU takes wider models only")
     with started(put(words, "--port", "0"), tmp_path, "running on") as url:
         assert answer(url) == quantised(words)
 

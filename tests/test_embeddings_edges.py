@@ -7,6 +7,7 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import specimen
 from tests.asking import KEPT, close, far, generate, pruning, said, shared
@@ -175,7 +176,8 @@ def test_embeddings_are_left_as_they_were():
 
 @torch.no_grad()
 def test_beams_from_embeddings():
-    model, inputs = shared(), batch(prompt(1, 9), prompt(2, 14, 3))
+    # before 5.18 transformers mixes up the pictures of beams if a prompt has several
+    model, inputs = shared(), batch(prompt(1, 9), prompt(2 if takes_ready(shared()) else 1, 14, 3))
     options = {"max_new_tokens": 4, "num_beams": 3, "attention_mask": inputs["attention_mask"]}
     with pruning(model, "fastv"):
         expected = model.generate(**inputs, **{k: v for k, v in options.items() if k != "attention_mask"})
@@ -241,6 +243,8 @@ def test_a_second_prompt_by_embeddings_while_generating(when, use_cache):
 def test_a_second_prompt_with_features_while_generating(use_cache):
     """Tiles of another size, encoded by the processor and handed on ready: each prompt keeps its own places."""
     one = specimen("llava_next")
+    if not takes_ready(one.model):
+        pytest.skip("before 5.18, models of transformers take no features")
     inputs, second = one.read(one.texts(1), [one.pictures(1)]), one.read(one.texts(1), [one.pictures(2)[1:]])
     found = []
 

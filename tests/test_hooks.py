@@ -11,6 +11,7 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError
+from adaptprune.hooks.seams.parts import takes_ready
 from tests.tiny import CASES, IMAGE, LAYERS, RUN, batch, llava, prompt
 
 METHODS = adaptprune.list_methods()
@@ -242,6 +243,10 @@ class TestErrors:
             embeds[inputs["input_ids"] == IMAGE] = features.pooler_output[0]
             with pytest.raises(AdaptPruneError, match=r"36 embeddings that are no token's \(the first at place 4\)"):
                 model(inputs_embeds=embeds)
+            if not takes_ready(model):
+                with pytest.raises(AdaptPruneError, match="LlavaModel does not take it: pass the pictures"):
+                    model(input_ids=inputs["input_ids"], mm_encoder_outputs={"image": features})
+                return
             with pytest.raises(ValueError, match="tokens: 30, features: 2304"):  # transformers' own
                 model(input_ids=inputs["input_ids"][:, 10:], mm_encoder_outputs={"image": features})
             # encoded before the model was pruned, which for this family is enough

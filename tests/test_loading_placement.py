@@ -9,6 +9,7 @@ from transformers.utils import is_accelerate_available, is_bitsandbytes_availabl
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.models import placement
+from adaptprune.models.placement import packs_four_bits
 from tests.original_layout import parts, write, write_lora
 from tests.test_loading_original import logits, picture, same
 from tests.tiny import batch, llava, prompt
@@ -55,8 +56,8 @@ def test_quantised_decoder_layers_and_nothing_else(checkpoint, bits):
     with torch.no_grad():
         ours, theirs, exact = (one(**inputs).logits for one in (model, full, llava()))
     assert not torch.allclose(ours, exact, atol=1e-3)  # it is quantised
-    # 8 bit also rounds what goes into each layer
-    tolerance = 1e-3 if bits == 4 else 0.15 * exact.abs().max().item()
+    # 8 bit also rounds what goes into each layer, and so does 4 bit on a CPU with a kernel for bfloat16
+    tolerance = 1e-3 if bits == 4 and not packs_four_bits() else 0.15 * exact.abs().max().item()
     torch.testing.assert_close(ours, theirs, atol=tolerance, rtol=0)
     with adaptprune.prune(model, "adaptprune", keep_ratio=0.25) as report:
         model.generate(**inputs, max_new_tokens=2)
@@ -66,6 +67,10 @@ def test_quantised_decoder_layers_and_nothing_else(checkpoint, bits):
 @quantised
 def test_an_original_checkpoint_in_four_bits(tmp_path):
     folder = write(parts("1.6"), tmp_path)
+    if packs_four_bits():
+        with pytest.raises(AdaptPruneError, match="multiples of 64, and this decoder has 32: use load_in_8bit"):
+            adaptprune.load(folder, device="cpu", load_in_4bit=True)
+        return
     model, processor = adaptprune.load(folder, device="cpu", load_in_4bit=True)
     kinds = by_name(model)
     assert kinds["model.language_model.layers.0.mlp.up_proj"] == "Linear4bit"
@@ -83,9 +88,10 @@ def test_lora_is_merged_into_quantised_layers(tmp_path):
     before = made.text.model.layers[0].mlp.down_proj.weight.detach().clone()
     adapter, base = write_lora(made, tmp_path)
     after = made.text.model.layers[0].mlp.down_proj.weight.detach()
-    model, _ = adaptprune.load(adapter, model_base=base, device="cpu", load_in_4bit=True)
+    kind, bits = ("Linear8bitLt", 8) if packs_four_bits() else ("Linear4bit", 4)
+    model, _ = adaptprune.load(adapter, model_base=base, device="cpu", **{f"load_in_{bits}bit": True})
     layer = model.model.language_model.layers[0].mlp.down_proj
-    assert type(layer).__name__ == "Linear4bit"
+    assert type(layer).__name__ == kind
     # NF4 is off by some 10 % of a Gaussian matrix, once for the base and once for the sum
     error = (weight_of(layer) - after).norm() / after.norm()
     assert error < 0.2 < (before - after).norm() / after.norm()

@@ -197,7 +197,7 @@ def test_a_missing_test_is_named(monkeypatch, capsys):
 
 def test_the_oldest_release_is_the_lower_bound():
     (need,) = [text for text in pyproject()["project"]["dependencies"] if text.startswith("transformers")]
-    assert compat.ALWAYS[re.search(r">=([\d.]+)", need).group(1)] == "oldest"
+    assert compat.ALWAYS[re.search(r">=([\d.]+)", need).group(1)].startswith("oldest")
 
 
 def test_which_releases_are_run(monkeypatch):
@@ -252,10 +252,10 @@ def test_runs_are_noted_in_the_results_and_in_the_readme(monkeypatch, tmp_path):
         row = {"version": version, "passed": passed, "failed": 1, "skipped": 0}
         compat.write([row])
     rows = {row["version"]: row for row in json.loads(compat.RESULTS.read_text())["versions"]}
-    assert rows["5.16.1"]["why"] == "oldest"
+    assert rows["5.16.1"]["why"].startswith("oldest")
     assert rows["99.0.0"]["why"] == "newer than the lock"
     after = compat.README.read_text()
-    assert "| 5.16.1 | oldest | 765 of 766 |" in after
+    assert f"| 5.16.1 | {compat.ALWAYS['5.16.1']} | 765 of 766 |" in after
     assert after.replace(compat.table(list(rows.values())), "") == before.replace(
         before.partition(compat.START)[2].partition(compat.END)[0].strip(), ""
     )

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import adaptprune
+from adaptprune.models.placement import outside_of_decoder
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.test_families import TOLERANCE, first_layer, generate, gone
@@ -46,9 +47,8 @@ def test_quantised_weights(family, bits, tmp_path):
     options = {"load_in_4bit": bits == 4, "load_in_8bit": bits == 8}
     if bits == 4:
         options["bnb_4bit_compute_dtype"] = torch.float32
-    skip = ["lm_head", "visual", "vision_tower", "multi_modal_projector", "image_newline"]
-    config = BitsAndBytesConfig(**options, llm_int8_skip_modules=skip)
     one = SPECIMENS[family]("sdpa")
+    config = BitsAndBytesConfig(**options, llm_int8_skip_modules=outside_of_decoder(one.model.config))
     one.model = AutoModelForImageTextToText.from_pretrained(
         tmp_path, quantization_config=config, device_map={"": "cpu"}, dtype=torch.float32
     ).eval()

@@ -19,6 +19,7 @@ from adaptprune.hooks.holds import Hold, method
 from adaptprune.hooks.locate import Noted
 from adaptprune.hooks.running import Running
 from adaptprune.hooks.seams import calls, parts
+from adaptprune.hooks.seams.versions import misfit
 
 #: Attribute of encoded features that holds their `Family.cells`.
 CELLS = "_adaptprune_cells"
@@ -65,6 +66,8 @@ def cells_of(base: nn.Module, family: Family, given: Any, running: Running) -> d
     """The cells of features that came ready with the arguments of a forward."""
     if given is None:
         return {}
+    if not parts.takes_ready(base):  # it would be handed on, and ignored
+        raise misfit(f"the argument {parts.READY}", f"{type(base).__name__} does not take it: pass the pictures")
     if not isinstance(given, Mapping):
         raise AdaptPruneError(f"{parts.READY} has to be a dict of 'image' and 'video' to be pruned.")
     found, ahead = {}, running.mine.cells if running.mine is not None else {}

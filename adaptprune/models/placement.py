@@ -16,6 +16,9 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 #: Strategies of accelerate that may stand in place of a map from modules to devices.
 DEVICE_MAPS = ("auto", "balanced", "balanced_low_0", "sequential")
 
+#: How many numbers bitsandbytes quantises together in 4 bit.
+FOUR_BIT_BLOCK = 64
+
 
 def pick_device(device: str | None) -> torch.device:
     """The named device, or the best there is; an error that lists what there is if the named one is missing."""
@@ -117,6 +120,8 @@ class Placement:
         skip = outside_of_decoder(config)
         if self.bits == 8:
             return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=skip)
+        if self.device is not None and self.device.type == "cpu":
+            _check_widths(config)
         compute = self.dtype if isinstance(self.dtype, torch.dtype) else _own_dtype(config)
         return BitsAndBytesConfig(
             load_in_4bit=True,
@@ -124,6 +129,26 @@ class Placement:
             bnb_4bit_use_double_quant=True,
             bnb_4bit_compute_dtype=compute,
             llm_int8_skip_modules=skip,
+        )
+
+
+def packs_four_bits() -> bool:
+    """Whether bitsandbytes packs 4-bit weights anew for this CPU, whose bfloat16 kernel takes blocks of 64 only."""
+    from bitsandbytes import functional
+
+    packs = getattr(functional, "has_avx512bf16", None)
+    return bool(packs is not None and packs())
+
+
+def _check_widths(config: Any) -> None:
+    """Refuse by name what bitsandbytes would refuse with a shape in the first forward."""
+    text = parts.text_config(config)
+    widths = {getattr(text, name, None) for name in ("hidden_size", "intermediate_size")}
+    odd = sorted(width for width in widths if width is not None and width % FOUR_BIT_BLOCK)
+    if odd and packs_four_bits():
+        raise AdaptPruneError(
+            f"load_in_4bit on this CPU takes layers whose widths are multiples of {FOUR_BIT_BLOCK}, and this decoder "
+            f"has {', '.join(map(str, odd))}: use load_in_8bit, or no quantisation."
         )
 
 

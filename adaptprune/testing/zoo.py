@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Any
 
+import torch
 import transformers as hf
 
 from adaptprune.testing.specimen import (
@@ -243,7 +244,10 @@ def gemma3(attention: str) -> Specimen:
     processor = hf.Gemma3Processor(
         Gemma3ImageProcessorPil(size={"height": 56, "width": 56}), tokenizer(), image_seq_length=16
     )
-    return Specimen(build(hf.Gemma3ForConditionalGeneration, config, attention), processor, "<boi>")
+    model = build(hf.Gemma3ForConditionalGeneration, config, attention)
+    with torch.no_grad():  # new, it is zero, and so would be every feature
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.2)
+    return Specimen(model, processor, "<boi>")
 
 
 def _idefics(kind: str, attention: str) -> Specimen:
