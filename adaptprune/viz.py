@@ -55,7 +55,8 @@ def pictures_seen(config: Any, processor: Any, inputs: Mapping[str, Tensor]) -> 
     if pixels is None or not family_of(config).picture_per_grid(config) or pixels.shape[-3] != 3:
         return None
     flat = pixels.reshape(-1, *pixels.shape[-3:])
-    return [_picture(picture, *processors.normalisation(processor)) for picture in flat]
+    means, deviations = processors.colour_means(processor), processors.colour_deviations(processor)
+    return [_picture(picture, means, deviations) for picture in flat]
 
 
 def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -51,7 +51,7 @@ def square(protocol: str, processor: Any, image: Image.Image) -> Image.Image:
     """The picture in the middle of a square of the mean colour, if the protocol wants that."""
     if protocol == MODEL or image.width == image.height:
         return image
-    colour = tuple(int(255 * mean) for mean in processors.normalisation(processor)[0])
+    colour = tuple(int(255 * mean) for mean in processors.colour_means(processor))
     side = max(image.size)
     padded = Image.new("RGB", (side, side), colour)
     padded.paste(image, ((side - image.width) // 2, (side - image.height) // 2))

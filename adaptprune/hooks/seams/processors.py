@@ -32,10 +32,14 @@ def templated(processor: Any, messages: list[dict[str, Any]]) -> str:
     return text
 
 
-def normalisation(processor: Any) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of each colour, (3,) each, by which pixels are normalised."""
-    pictures = processor.image_processor
-    return list(pictures.image_mean), list(pictures.image_std)
+def colour_means(processor: Any) -> list[float]:
+    """The mean of each colour, (3,), that is taken off pixels between 0 and 1."""
+    return list(processor.image_processor.image_mean)
+
+
+def colour_deviations(processor: Any) -> list[float]:
+    """The deviation of each colour, (3,), by which they are divided then."""
+    return list(processor.image_processor.image_std)
 
 
 def has_torchvision() -> bool:
