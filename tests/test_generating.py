@@ -15,6 +15,7 @@ from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.test_families import FAMILY, LAYERS, TOLERANCE, first_layer, generate, gone
+from tests.tiny import batch, llava, prompt
 
 #: Causal with one grid, tiles and newlines, 3-D positions, deepstack, sliding windows with bidirectional images.
 KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "qwen3_vl", "gemma3"])
@@ -207,6 +208,18 @@ def test_assisted_decoding_gives_the_greedy_answer(family):
         assisted = one.model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=draft)
     assert torch.equal(lookup, greedy)
     assert torch.equal(assisted, greedy)
+
+
+@pytest.mark.parametrize("words", [30, 48, 52])
+@torch.no_grad()
+def test_a_prompt_in_chunks_is_refused(words):
+    """Whether a chunk cuts the picture or has all of it: what ranks its tokens is the prompt's last one."""
+    model, inputs = llava(), batch(prompt(1, 20))
+    with (
+        adaptprune.prune(model, "fastv", keep_ratio=0.25),
+        pytest.raises((AdaptPruneError, ValueError), match="prefill_chunk_size"),
+    ):
+        model.generate(**inputs, max_new_tokens=2, prefill_chunk_size=words)
 
 
 @torch.no_grad()

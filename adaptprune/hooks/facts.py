@@ -41,6 +41,16 @@ def check_decoder(decoder: nn.Module, backend: str, call: Call) -> None:
         )
 
 
+def check_whole(call: Call, reselect: bool) -> None:
+    """Refuse a prompt that `generate()` reads in chunks: its last token, which ranks visual tokens, is yet to come."""
+    visual = any(layout.positions.numel() for layout in call.layouts or ())
+    if call.prompt is not None and call.total < call.prompt and (visual or reselect):
+        raise AdaptPruneError(
+            f"generate() reads {call.total} of the prompt's {call.prompt} tokens first, and pruning needs its last one "
+            "to choose: leave prefill_chunk_size out."
+        )
+
+
 def check_continued(call: Call) -> None:
     """Refuse a cache that was pruned and does not say how, that lost keys, or that was filled by another batch."""
     views, layers = call.state.views, kv.layers_of(call.cache)

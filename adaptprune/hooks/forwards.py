@@ -136,6 +136,7 @@ class Forwards:
         if self._stages:
             holds.check(self.held)
             facts.check_continued(call)
+            facts.check_whole(call, self._reselect)
             facts.check_decoder(module, attention.backend(module), call)
         running.call = call
 
