@@ -271,8 +271,6 @@ def test_features_from_before_the_pruning_do_not_say_where_they_lie():
     one = specimen("llava_next")
     inputs = one.inputs(1)
     features = one.model.model.get_image_features(inputs.pop("pixel_values"), inputs.pop("image_sizes"))
-    with (
-        adaptprune.prune(one.model, "random"),
-        pytest.raises(AdaptPruneError, match="encoded before the model was pruned.*image_sizes"),
-    ):
+    says = "encoded before the model was pruned.*image_sizes" if takes_ready(one.model) else "does not take it"
+    with adaptprune.prune(one.model, "random"), pytest.raises(AdaptPruneError, match=says):
         one.model(**inputs, mm_encoder_outputs={"image": features})

@@ -19,12 +19,14 @@ from transformers import (
 
 import adaptprune
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families import FAMILIES, Family, Layout
+from adaptprune.families import FAMILIES, Family, Layout, family_of
 from adaptprune.families.base import raster
 from adaptprune.methods import make_pruner
 from adaptprune.serve.batch import Batch
 from adaptprune.serve.jobs import Job, Sampling
+from adaptprune.serve.prompts import Prompter, Turn
 from adaptprune.serve.slots import Slots
+from adaptprune.testing.zoo import SPECIMENS
 from tests.tiny import batch, prompt
 
 TOKENS = 12
@@ -181,3 +183,23 @@ def test_decoders_that_cannot_be_batched():
     model.model.language_model.config._attn_implementation = "flex_attention"
     with pytest.raises(AdaptPruneError, match="flex_attention cannot be batched"):
         Batch(model, None, NoTokenizer())
+
+
+@pytest.mark.parametrize("family", SPECIMENS)
+@torch.inference_mode()
+def test_every_family_is_served(family):
+    """From a picture and words to tokens, as the server does it: what `generate()` writes under the same pruning."""
+    one = SPECIMENS[family]("sdpa")
+    if one.placeholder != getattr(one.processor, "image_token", "<image>"):  # its chat template would say more
+        one.processor.chat_template = "{{ messages[0].content[-1].text }} " + one.placeholder + " w1"
+    model, layer = one.model, max(2, family_of(one.model.config).smallest_layer(one.model.config))
+    inputs = Prompter(one.processor).inputs([Turn("user", [*one.pictures(1), "w3 w4 w5"])])
+    pruner = make_pruner("adaptprune", keep_ratio=0.3, layer=layer)
+    with adaptprune.prune(model, pruner) as report:
+        expected = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, -TOKENS:].tolist()
+    assert 0 < report.num_kept < report.num_visual
+    plain = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, -TOKENS:].tolist()
+    assert written(model, [(inputs, None, TOKENS)]) == [plain]
+    if any(Slots(model.config).windows):
+        return  # beyond a window pruning is refused, see the engine's tests
+    assert written(model, [(inputs, pruner, TOKENS), (inputs, None, TOKENS)]) == [expected, plain]

@@ -104,8 +104,7 @@ class TransformersEngine:
         batch = self.processor(images=[list(images)] if images else None, text=[text], return_tensors="pt")
         return {
             key: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-            for key, value in batch.items()
-            if key != "labels"  # PaliGemma's processor makes some, for training
+            for key, value in processors.model_inputs(batch).items()
         }
 
     @torch.inference_mode()

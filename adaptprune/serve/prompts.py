@@ -94,7 +94,9 @@ class Prompter:
         text = self.text(turns)
         processor = self._idle.get()
         try:
-            return dict(processor(images=images or None, text=[text], return_tensors="pt"))
+            # nested: one list of images per prompt, which every processor reads alike
+            made = processor(images=[images] if images else None, text=[text], return_tensors="pt")
+            return processors.model_inputs(made)
         except (ValueError, TypeError, IndexError) as error:
             # what image processors raise for a picture that they cannot tile or scale
             message = f"the model's processor cannot use this request: {error}"

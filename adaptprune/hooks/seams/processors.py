@@ -42,6 +42,11 @@ def colour_deviations(processor: Any) -> list[float]:
     return list(processor.image_processor.image_std)
 
 
+def model_inputs(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What a processor made, without what is meant for training alone (PaliGemma's makes labels)."""
+    return {name: value for name, value in made.items() if name != "labels"}
+
+
 def has_torchvision() -> bool:
     """Whether torchvision is installed, in a build that fits."""
     from transformers.utils import is_torchvision_available
