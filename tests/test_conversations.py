@@ -12,6 +12,7 @@ from transformers import DynamicCache
 
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
+from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE, build, clip, text
 from adaptprune.testing.zoo import SPECIMENS, specimen

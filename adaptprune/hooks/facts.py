@@ -41,10 +41,15 @@ def check_decoder(decoder: nn.Module, backend: str, call: Call) -> None:
         )
 
 
-def check_whole(call: Call, reselect: bool) -> None:
-    """Refuse a prompt that `generate()` reads in chunks: its last token, which ranks visual tokens, is yet to come."""
-    visual = any(layout.positions.numel() for layout in call.layouts or ())
-    if call.prompt is not None and call.total < call.prompt and (visual or reselect):
+def check_whole(call: Call, visual: bool) -> None:
+    """Refuse a prompt that `generate()` reads in chunks: its last token, which ranks visual tokens, is yet to come.
+
+    Parameters
+    ----------
+    visual : bool
+        Whether visual tokens are at stake: pictures were given, or old ones are to be chosen anew.
+    """
+    if visual and call.prompt is not None and call.total < call.prompt:
         raise AdaptPruneError(
             f"generate() reads {call.total} of the prompt's {call.prompt} tokens first, and pruning needs its last one "
             "to choose: leave prefill_chunk_size out."

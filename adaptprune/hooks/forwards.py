@@ -136,7 +136,7 @@ class Forwards:
         if self._stages:
             holds.check(self.held)
             facts.check_continued(call)
-            facts.check_whole(call, self._reselect)
+            facts.check_whole(call, self._reselect or (running.mine is not None and running.mine.pictures))
             facts.check_decoder(module, attention.backend(module), call)
         running.call = call
 

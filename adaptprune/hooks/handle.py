@@ -139,7 +139,7 @@ class PruneHandle:
         held = self._held
         if model is not base:
             held += hook(model, "the model", forwards.before_model, forwards.after_model)
-            held += watch_generate(model, running, forwards.tell_again)
+            held += watch_generate(model, base, running, forwards.tell_again)
         held += hook(base, "the base", forwards.before_base, forwards.after_base)
         held += hook(decoder, "the decoder", forwards.before_decoder, forwards.after_decoder)
         for index in range(forwards.first, len(layers)):

@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from adaptprune.hooks.holds import Hold, broken, method
-from adaptprune.hooks.seams import calls
+from adaptprune.hooks.seams import calls, parts
 from adaptprune.hooks.seams.versions import misfit
 from adaptprune.hooks.state import Call
 
@@ -28,6 +28,8 @@ class Generating:
     ----------
     prompt : int or None
         Positions of the prompt that it was given.
+    pictures : bool
+        Whether it was given pictures, videos or features.
     cells : dict
         Cells of what it encoded ahead, by modality, for where features are copied on their way (accelerate does so
         between devices).
@@ -41,6 +43,7 @@ class Generating:
     """
 
     prompt: int | None = None
+    pictures: bool = False
     cells: dict[str, list[Tensor]] = field(default_factory=dict)
     handed: tuple[Tensor, ...] = ()
     forwards: int = 0
@@ -87,7 +90,9 @@ class Running(local):
         return self.generating if self.own else None
 
 
-def watch_generate(model: nn.Module, running: Running, ended: Callable[[Generating], None]) -> list[Hold]:
+def watch_generate(
+    model: nn.Module, base: nn.Module, running: Running, ended: Callable[[Generating], None]
+) -> list[Hold]:
     """Note what `generate()` is given and which forwards are its own.
 
     Parameters
@@ -102,8 +107,9 @@ def watch_generate(model: nn.Module, running: Running, ended: Callable[[Generati
 
     @functools.wraps(generate)
     def noting(*args: Any, **kwargs: Any) -> Any:
-        read = calls.prompt_of(calls.bound(generate, args, kwargs))
-        outer, running.generating = running.generating, Generating(None if read is None else read.shape[1])
+        given = calls.bound(generate, args, kwargs)
+        read, pictures = calls.prompt_of(given), parts.shows_pictures(base, given)
+        outer, running.generating = running.generating, Generating(None if read is None else read.shape[1], pictures)
         own, running.own = running.own, False
         held.extend(_watch_prepare(model, running))
         try:
