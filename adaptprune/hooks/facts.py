@@ -60,7 +60,7 @@ def check_continued(call: Call) -> None:
     """Refuse a cache that was pruned and does not say how, that lost keys, or that was filled by another batch."""
     views, layers = call.state.views, kv.layers_of(call.cache)
     if not views:
-        full = {kv.held(layer) for index, layer in enumerate(layers) if kv.window(call.cache, index) is None}
+        full = {kv.held(layer) for layer in layers if kv.width(layer) is None}
         if len(full) > 1 or any(map(kv.lacks, layers)):
             raise broken("the KV cache holds pruned layers, and nothing is known of what they dropped")
         return
@@ -96,21 +96,24 @@ def check_forward(call: Call, output: Any, hooked: int) -> None:
 
 def check_held(call: Call, total: int) -> None:
     """Compare what every layer of the cache holds, at `total` positions, with what was kept."""
-    if not call.state.views:
+    views = call.state.views
+    if not views:
         return
-    expected: dict[int, int] = {}
+    count = total
     for index, layer in enumerate(kv.layers_of(call.cache)):
-        stage = call.stage_at(index)
-        if stage not in expected:
-            view = call.state.views.get(stage)
-            expected[stage] = total if view is None else view.held(total)
-        count, width = expected[stage], kv.window(call.cache, index)
-        if width is not None:
-            if kv.records_past(layer):  # until it is cropped it holds more
-                continue
-            count = min(count, width - 1)
-        if kv.held(layer) != count:
-            raise broken(f"layer {index} holds {kv.held(layer)} keys instead of the {count} that were kept")
+        if not index or index in views:
+            view = call.view_at(index)
+            count = total if view is None else view.held(total)
+        found = kv.held(layer)
+        if found != count and not _slid(layer, found, count):
+            raise broken(f"layer {index} holds {found} keys instead of the {count} that were kept")
+
+
+def _slid(layer: Any, found: int, count: int) -> bool:
+    """Whether a layer holds fewer keys than were kept because its window has moved on."""
+    width = kv.width(layer)
+    # one that records its past holds more than its window until it is cropped
+    return width is not None and (kv.records_past(layer) or found == min(count, width - 1))
 
 
 def check_pictures(shown: bool, encoded: bool, call: Call | None) -> None:

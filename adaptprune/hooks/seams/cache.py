@@ -200,9 +200,8 @@ def expect(cache: Any, index: int) -> None:
 
 def lacks(layer: Any) -> bool:
     """Whether a layer holds fewer keys than the positions that it reports."""
-    width = getattr(layer, "sliding_window", None)
-    reported = int(layer.get_seq_length())
-    return isinstance(layer, _Guarded) and held(layer) < (reported if width is None else min(reported, width - 1))
+    reported, window = int(layer.get_seq_length()), width(layer)
+    return isinstance(layer, _Guarded) and held(layer) < (reported if window is None else min(reported, window - 1))
 
 
 def held(layer: Any) -> int:
@@ -239,7 +238,11 @@ def replace(layer: Any, keys: Tensor, values: Tensor) -> None:
 def window(cache: Any, index: int) -> int | None:
     """The sliding window of one layer, in positions; None if it sees everything (or there is no cache)."""
     layers = layers_of(cache)
-    layer = layers[index] if index < len(layers) else None
+    return width(layers[index]) if index < len(layers) else None
+
+
+def width(layer: Any) -> int | None:
+    """The sliding window of a layer of a cache, in positions; None if it sees everything."""
     return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
 
 
@@ -264,13 +267,13 @@ def windows(config: Any) -> list[int | None]:
 
 def visible(cache: Any, index: int, queries: int) -> int | None:
     """How many keys a sliding layer's attention is handed, `queries` new ones included; None: all it ever had."""
-    width = window(cache, index)
-    if width is None:
+    size = window(cache, index)
+    if size is None:
         return None
     layer = layers_of(cache)[index]
     count = held(layer)
     # a layer that records its past (assisted decoding) holds more than it hands out
-    return queries + (min(count, width - 1) if records_past(layer) and _hands_out_window() else count)
+    return queries + (min(count, size - 1) if records_past(layer) and _hands_out_window() else count)
 
 
 def records_past(layer: Any) -> bool:
