@@ -249,17 +249,6 @@ def test_a_generate_that_does_not_ask_for_its_arguments(call):
     broken(lambda model: dressed(model, _sample=own_loop), call, says="generate\\(\\)'s forwards")
 
 
-@calls("generate", "generate uncached")
-def test_a_generate_that_hands_on_copies(call):
-    def work(model):
-        def call_it(self, input_ids=None, **kwargs):
-            return type(self).__mro__[1].__call__(self, input_ids=input_ids.clone(), **kwargs)
-
-        dressed(model, __call__=call_it)
-
-    broken(work, call, says="generate\\(\\)'s forwards")
-
-
 @pytest.mark.parametrize("options", [{}, {"use_cache": False}, {"prompt_lookup_num_tokens": 3}], ids=str)
 @torch.no_grad()
 def test_a_generate_that_is_not_seen(options):

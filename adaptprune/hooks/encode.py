@@ -8,14 +8,14 @@ their way. Features that a caller puts among embeddings by hand are recognised b
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family
-from adaptprune.hooks.holds import Hold, method
+from adaptprune.hooks.holds import Hold, method, runs
 from adaptprune.hooks.locate import Noted
 from adaptprune.hooks.running import Running
 from adaptprune.hooks.seams import calls, parts
@@ -25,19 +25,31 @@ from adaptprune.hooks.seams.versions import misfit
 CELLS = "_adaptprune_cells"
 
 
-def watch(base: nn.Module, family: Family, running: Running, noted: Noted) -> list[Hold]:
-    """Note the cells of everything that `base` encodes."""
+def watch(base: nn.Module, family: Family, running: Running, noted: Noted, alive: Callable[[], bool]) -> list[Hold]:
+    """Note the cells of everything that `base` encodes, as long as the model is pruned (`alive`)."""
     methods = parts.ENCODERS.items()
-    return [_wrap(base, modality, name, family, running, noted) for modality, name in methods if hasattr(base, name)]
+    return [
+        _wrap(base, modality, name, family, running, noted, alive) for modality, name in methods if hasattr(base, name)
+    ]
 
 
-def _wrap(base: nn.Module, modality: str, name: str, family: Family, running: Running, noted: Noted) -> Hold:
+def _wrap(
+    base: nn.Module,
+    modality: str,
+    name: str,
+    family: Family,
+    running: Running,
+    noted: Noted,
+    alive: Callable[[], bool],
+) -> Hold:
     encode = getattr(base, name)
 
     @functools.wraps(encode)  # generate() picks the arguments by the signature
     def noting(*args: Any, **kwargs: Any) -> Any:
-        if running.encoding:  # videos are encoded by the images' method
+        if not alive() or running.encoding:  # videos are encoded by the images' method
             return encode(*args, **kwargs)
+        if running.encoded is not None and not runs(base):
+            running.forget()
         running.encoding = True
         try:
             encoded = encode(*args, **kwargs)

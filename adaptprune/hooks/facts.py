@@ -56,6 +56,15 @@ def check_whole(call: Call, visual: bool) -> None:
         )
 
 
+def check_draft(call: Call) -> None:
+    """Refuse a draft's guesses that are read together with a prompt whose dropped tokens are to be evicted then.
+
+    The guesses would see, below the pruning layer, what tokens that are read one by one no longer see.
+    """
+    if call.prompt is not None and call.past < call.prompt < call.total and call.layouts is not None:
+        raise AdaptPruneError("evict_below=True does not go with assisted decoding or prompt lookup: leave one out.")
+
+
 def check_continued(call: Call) -> None:
     """Refuse a cache that was pruned and does not say how, that lost keys, or that was filled by another batch."""
     views, layers = call.state.views, kv.layers_of(call.cache)

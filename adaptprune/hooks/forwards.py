@@ -69,11 +69,10 @@ class Forwards:
     # -- the model around the base ----------------------------------------------------------------------------------
 
     def before_model(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        inputs, running = calls.named(module, args, kwargs), self._running
-        running.full = calls.labelled(inputs)  # labels and indices count in the unpruned prompt
-        running.own = running.generating is not None and running.generating.owns(inputs)
-        if running.mine is not None:
-            running.mine.forwards += 1
+        running = self._running
+        running.forget()
+        running.full = calls.labelled(calls.named(module, args, kwargs))  # they count in the unpruned prompt
+        running.own = running.generating is not None and running.generating.takes()
 
     def after_model(self, module: nn.Module, args: Any, output: Any) -> None:
         self._running.own = self._running.full = False
@@ -81,8 +80,11 @@ class Forwards:
     # -- the base, which encodes the pictures -----------------------------------------------------------------------
 
     def before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        self._running.call, self._running.encoded = None, {}
-        self._running.inputs = calls.named(module, args, kwargs)
+        running = self._running
+        if not holds.runs(self._parts.model):
+            running.forget()
+        running.call, running.encoded = None, {}
+        running.inputs = calls.named(module, args, kwargs)
 
     def after_base(self, module: nn.Module, args: Any, output: Any) -> Any:
         running = self._running
@@ -97,7 +99,7 @@ class Forwards:
             return calls.with_states(output, states)
         return None
 
-    def _layouts(self, tokens: Tensor) -> list[Layout] | None:
+    def _layouts(self, tokens: Tensor, mask: Tensor | None) -> list[Layout] | None:
         """The visual tokens of the forward under way, whose decoder reads `tokens`; None without pictures."""
         running, base = self._running, self._parts.base
         inputs = running.inputs
@@ -110,16 +112,19 @@ class Forwards:
         # embeddings that may hold pictures already: a prompt, read by the base or by the decoder alone
         if tokens is None or tokens.ndim != 3 or tokens.shape[1] == 1 or not self._stages:
             return None
-        return locate.merged(base, self._family, tokens, self.noted, self._learned)
+        return locate.merged(base, self._family, tokens, mask, self.noted, self._learned)
 
     # -- the decoder ------------------------------------------------------------------------------------------------
 
     def before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         arguments, running = calls.named(module, args, kwargs), self._running
+        if not holds.runs(self._parts.base):
+            running.forget()
         tokens, cache = calls.prompt_of(arguments), kv.cache_in(arguments)
         if tokens is None:
             return  # its own error says more
         masks = ((running.inputs or {}).get(calls.MASK), arguments.get(calls.MASK))
+        mask = next((each for each in masks if isinstance(each, Tensor) and each.ndim == 2), None)
         if self._reselect and any(isinstance(mask, Tensor) and mask.ndim == 4 for mask in masks[:1]):
             raise AdaptPruneError("reselect=True makes its own masks: pass a 2-D attention_mask instead of a 4-D one.")
         call = Call(
@@ -128,8 +133,8 @@ class Forwards:
             length=tokens.shape[1],
             batch=tokens.shape[0],
             device=tokens.device,
-            layouts=self._layouts(tokens),
-            token_mask=next((mask for mask in masks if isinstance(mask, Tensor) and mask.ndim == 2), None),
+            layouts=self._layouts(tokens, mask),
+            token_mask=mask,
             cache=cache,
             prompt=self._prompt(tokens, kv.seen(cache)),
         )
@@ -137,6 +142,8 @@ class Forwards:
             holds.check(self.held)
             facts.check_continued(call)
             facts.check_whole(call, self._reselect or (running.mine is not None and running.mine.pictures))
+            if self._evict_below:
+                facts.check_draft(call)
             facts.check_decoder(module, attention.backend(module), call)
         running.call = call
 
@@ -166,6 +173,8 @@ class Forwards:
                 "the cache was evicted below the pruning layer and cannot be continued without that: use "
                 "evict_below=True again, or a new cache."
             )
+        if (rows := kv.moved(cache)) is not None:
+            state.move(rows)
         state.settle(seen)
         return state
 
@@ -209,8 +218,9 @@ class Forwards:
 
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
         call = self._running.call
-        if call is None:
-            raise holds.broken(f"decoder layer {index} ran, and the hook before its decoder did not")
+        if call is None:  # called by hand, outside of its decoder; or the decoder's hook is gone
+            holds.check(self.held)
+            return None
         call.layers += 1
         given, arguments = calls.layer_call(module, args, kwargs)
         cache = kv.cache_in(arguments)

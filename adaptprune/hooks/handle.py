@@ -136,15 +136,15 @@ class PruneHandle:
 
     def _install(self, forwards: Forwards, running: Running) -> None:
         model, base, decoder, layers = self._parts.model, self._parts.base, self._parts.decoder, self._parts.layers
-        held = self._held
+        held, alive = self._held, lambda: bool(held)
         if model is not base:
             held += hook(model, "the model", forwards.before_model, forwards.after_model)
-            held += watch_generate(model, base, running, forwards.tell_again)
+            held += watch_generate(model, base, running, forwards.tell_again, alive)
         held += hook(base, "the base", forwards.before_base, forwards.after_base)
         held += hook(decoder, "the decoder", forwards.before_decoder, forwards.after_decoder)
         for index in range(forwards.first, len(layers)):
             held += hook(layers[index], f"layer {index}", partial(forwards.before_layer, index))
-        held += encode.watch(base, self._family, running, forwards.noted)
+        held += encode.watch(base, self._family, running, forwards.noted, alive)
         held += self._selector.watch()
         held.append(same_layers(decoder, layers))
         forwards.held = held

@@ -6,6 +6,7 @@ found out before every forward, by looking.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -64,13 +65,10 @@ def _hold(what: str, handle: Any, hooks: Any) -> Hold:
     return Hold(what, handle.remove, lambda: number in hooks)
 
 
-def method(module: nn.Module, name: str, function: Callable[..., Any], *, guarded: bool = True) -> Hold:
+def method(module: nn.Module, name: str, function: Callable[..., Any]) -> Hold:
     """Put a function in front of a method, on this one object; what was there before is put back at the end.
 
-    Parameters
-    ----------
-    guarded : bool
-        Whether it is an error if somebody puts theirs over it meanwhile.
+    Somebody may put theirs over it, which then calls it; whether it was called is found out by what comes of it.
     """
     own = module.__dict__
     before = own.get(name)
@@ -84,7 +82,7 @@ def method(module: nn.Module, name: str, function: Callable[..., Any], *, guarde
         else:
             object.__setattr__(module, name, before)
 
-    return Hold(f"what was put in front of {name}", remove, lambda: not guarded or own.get(name) is function)
+    return Hold(f"what was put in front of {name}", remove, lambda: name in own)
 
 
 def same_layers(decoder: Any, layers: Sequence[nn.Module]) -> Hold:
@@ -95,6 +93,19 @@ def same_layers(decoder: Any, layers: Sequence[nn.Module]) -> Hold:
         return len(now) == len(layers) and all(a is b for a, b in zip(now, layers, strict=True))
 
     return Hold("the list of the decoder's layers", lambda: None, same)
+
+
+_CALLING = nn.Module._call_impl.__code__
+
+
+def runs(module: nn.Module) -> bool:
+    """Whether a call of a module is under way in this thread: further out on the stack."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is _CALLING and frame.f_locals.get("self") is module:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def check(held: Sequence[Hold]) -> None:

@@ -22,7 +22,7 @@ from adaptprune.hooks.seams import calls, parts
 #: Entries of an embedding that stand for all of it in comparisons, evenly spaced.
 SAMPLED = 16
 #: Pictures and videos whose features are remembered, the newest ones.
-REMEMBERED = 256
+REMEMBERED = 1024
 #: Rows of the table of embeddings that are made at a time.
 CHUNK = 8192
 
@@ -49,7 +49,7 @@ class Noted:
 
     def __init__(self) -> None:
         self._units: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
-        self._table: tuple[Any, set[bytes]] = (None, set())
+        self._table: set[bytes] = set()
 
     def add(self, features: Sequence[Tensor] | Tensor, cells: Sequence[Tensor]) -> None:
         """Remember features, (n, D) for each picture or video, and the cells of each, (n, 3).
@@ -63,21 +63,27 @@ class Noted:
 
     def units(self, dtype: torch.dtype) -> list[tuple[list[bytes], Tensor]]:
         """What is remembered, as embeddings of a dtype are compared."""
-        return [(_bytes(rows.to(dtype)), cells) for rows, cells in self._units]
+        noted = list(self._units)  # other threads add to it
+        return [(_bytes(rows.to(dtype)), cells) for rows, cells in noted]
 
-    @torch.no_grad()
-    def tokens(self, base: nn.Module, like: Tensor) -> set[bytes]:
-        """The embeddings of all tokens, as they are compared; made anew if the weights have changed."""
-        embed: Any = parts.token_embeddings(base)
-        weight = embed.weight
-        state = (weight.data_ptr(), weight._version, tuple(weight.shape), like.dtype)
-        if self._table[0] != state:
-            known: set[bytes] = set()
-            for start in range(0, weight.shape[0], CHUNK):
-                ids = torch.arange(start, min(weight.shape[0], start + CHUNK), device=weight.device)
-                known.update(_keys(embed(ids).to(like.dtype)))
-            self._table = (state, known)
-        return self._table[1]
+    def strange(self, base: nn.Module, keys: Sequence[list[bytes]], like: Tensor) -> set[bytes]:
+        """Those of some embeddings that are no token's."""
+        wanted = set().union(*keys)
+        unknown = wanted - self._table
+        if unknown:  # the table is not made yet, or the weights have changed since
+            self._table = _table(base, like)
+            unknown = wanted - self._table
+        return unknown
+
+
+@torch.no_grad()
+def _table(base: nn.Module, like: Tensor) -> set[bytes]:
+    """The embeddings of all tokens, as they are compared."""
+    known: set[bytes] = set()
+    size = parts.num_tokens(base)
+    for start in range(0, size, CHUNK):
+        known.update(_keys(parts.embeddings_of(base, torch.arange(start, min(size, start + CHUNK)), like)))
+    return known
 
 
 def placeholders(
@@ -90,7 +96,7 @@ def placeholders(
     assert embeds is not None
     rows, found = embeds.detach(), {}
     for modality, token in tokens.items():
-        found[modality] = (rows == parts.embedding_of(base, token, rows)).all(dim=-1)
+        found[modality] = (rows == parts.embeddings_of(base, torch.tensor([token]), rows)[0]).all(dim=-1)
     return _labels(rows), found
 
 
@@ -100,12 +106,19 @@ def _labels(embeds: Tensor) -> Tensor:
 
 
 def merged(
-    base: nn.Module, family: Family, embeds: Tensor, noted: Noted, learned: Callable[[], Tensor] | None
+    base: nn.Module,
+    family: Family,
+    embeds: Tensor,
+    mask: Tensor | None,
+    noted: Noted,
+    learned: Callable[[], Tensor] | None,
 ) -> list[Layout] | None:
     """The visual tokens among embeddings (B, L, D) that features were put into before; None for text.
 
     Parameters
     ----------
+    mask : Tensor or None, (B, past + L)
+        Zero where there is padding, which may be anything.
     noted : Noted
         What was encoded under pruning.
     learned : callable or None
@@ -116,19 +129,23 @@ def merged(
     AdaptPruneError
         Some embeddings are none of these.
     """
-    units, rows = noted.units(embeds.dtype), []
-    known = noted.tokens(base, embeds)
-    if learned is not None:
-        known = known | set(_keys(learned().to(embeds.dtype)))
-    for line in embeds:
-        keys = _keys(line)
+    lines = [_keys(line) for line in embeds]
+    unknown = noted.strange(base, lines, embeds)
+    if unknown and learned is not None:
+        unknown -= set(_keys(learned().to(embeds.dtype)))
+    if not unknown:
+        return None
+    units, rows, length = noted.units(embeds.dtype), [], embeds.shape[1]
+    real = torch.ones(embeds.shape[:2]) if mask is None else mask[:, mask.shape[1] - length :]
+    for keys, seen in zip(lines, real.tolist(), strict=True):
         found, taken = _walk(keys, units)
-        strange = [place for place, key in enumerate(keys) if place not in taken and key not in known]
+        strange = [place for place, key in enumerate(keys) if key in unknown and place not in taken and seen[place]]
         if strange:
             raise AdaptPruneError(
                 f"inputs_embeds holds {len(strange)} embeddings that are no token's (the first at place {strange[0]}), "
-                "and none of the features that were encoded under pruning: it is not known which of them are pictures. "
-                "Pass input_ids with the pictures, or encode them (get_image_features) while the model is pruned."
+                f"and none of the features of the last {REMEMBERED} pictures that were encoded under this pruning: it "
+                "is not known which of them are pictures. Pass input_ids with the pictures, or encode them "
+                "(get_image_features) while the model is pruned."
             )
         rows.append(found)
     if not any(rows):

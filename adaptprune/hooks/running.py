@@ -7,7 +7,7 @@ Nothing here outlives the call that it belongs to. What a sequence has been thro
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from threading import local
 from typing import Any
@@ -33,11 +33,11 @@ class Generating:
     cells : dict
         Cells of what it encoded ahead, by modality, for where features are copied on their way (accelerate does so
         between devices).
-    handed : tuple of Tensor
-        What the forward that it is about to run reads. A forward that reads something else is somebody else's: that of
-        a logits processor, say.
+    prepared : bool
+        Whether it has the arguments of a forward ready, which is then the next one to run. Any other forward is
+        somebody else's: that of a logits processor, say.
     forwards : int
-        How many of its own forwards were seen.
+        How many forwards of its own it has run.
     told : dict or None
         The report of its prompt.
     """
@@ -45,14 +45,15 @@ class Generating:
     prompt: int | None = None
     pictures: bool = False
     cells: dict[str, list[Tensor]] = field(default_factory=dict)
-    handed: tuple[Tensor, ...] = ()
+    prepared: bool = False
     forwards: int = 0
     told: dict[str, Any] | None = None
 
-    def owns(self, inputs: Mapping[str, Any]) -> bool:
-        """Whether a forward with these arguments is its own."""
-        read = calls.prompt_of(inputs)
-        return any(read is each for each in self.handed)
+    def takes(self) -> bool:
+        """Whether the forward that begins now is its own."""
+        own, self.prepared = self.prepared, False
+        self.forwards += own
+        return own
 
 
 class Running(local):
@@ -74,6 +75,8 @@ class Running(local):
         Whether the model's forward under way wants an output for every token of the unpruned prompt.
     encoding : bool
         Whether an encode method runs (some call one another).
+
+    An interrupt (Ctrl-C) leaves them as they are, so whoever reads them looks first whether the call is still running.
     """
 
     generating: Generating | None = None
@@ -84,6 +87,11 @@ class Running(local):
     full: bool = False
     encoding: bool = False
 
+    def forget(self) -> None:
+        """No forward is under way."""
+        self.own = self.full = self.encoding = False
+        self.inputs = self.encoded = self.call = None
+
     @property
     def mine(self) -> Generating | None:
         """The `generate()` that the forward under way belongs to; None if it stands alone."""
@@ -91,7 +99,7 @@ class Running(local):
 
 
 def watch_generate(
-    model: nn.Module, base: nn.Module, running: Running, ended: Callable[[Generating], None]
+    model: nn.Module, base: nn.Module, running: Running, ended: Callable[[Generating], None], alive: Callable[[], bool]
 ) -> list[Hold]:
     """Note what `generate()` is given and which forwards are its own.
 
@@ -99,40 +107,39 @@ def watch_generate(
     ----------
     ended : callable
         Is told of the `generate()` in which another one of this model has ended.
+    alive : callable
+        Whether the model is still pruned; somebody may hold on to what was put on it for longer.
     """
     if not hasattr(model, "generate"):
         return []
     generate: Any = model.generate
-    held: list[Hold] = []
 
     @functools.wraps(generate)
     def noting(*args: Any, **kwargs: Any) -> Any:
+        if not alive():
+            return generate(*args, **kwargs)
         given = calls.bound(generate, args, kwargs)
         read, pictures = calls.prompt_of(given), parts.shows_pictures(base, given)
         outer, running.generating = running.generating, Generating(None if read is None else read.shape[1], pictures)
         own, running.own = running.own, False
-        held.extend(_watch_prepare(model, running))
+        again = _watch_prepare(model, running, alive)  # PEFT puts its own method in the place, for every generate()
         try:
             output = generate(*args, **kwargs)
-            if not running.generating.forwards:
-                raise misfit("generate()'s forwards", f"none of them read what {calls.PREPARE} had prepared")
+            if not running.generating.forwards and calls.is_stock(model, given):
+                raise misfit("generate()'s forwards", f"it did not ask {calls.PREPARE} for their arguments")
             return output
         finally:
             running.generating, running.own = outer, own
+            for hold in again:
+                hold.remove()
             if outer is not None:
                 ended(outer)
 
-    def remove() -> None:
-        while held:
-            held.pop().remove()
-
-    first = method(model, "generate", noting)
-    held.extend([first, *_watch_prepare(model, running)])
-    return [Hold(first.what, remove, first.intact)]
+    return [method(model, "generate", noting), *_watch_prepare(model, running, alive)]
 
 
-def _watch_prepare(model: nn.Module, running: Running) -> list[Hold]:
-    """Note what `generate()` is about to read; again if PEFT has put its own method in the place meanwhile."""
+def _watch_prepare(model: nn.Module, running: Running, alive: Callable[[], bool]) -> list[Hold]:
+    """Note when `generate()` has prepared a forward; nothing if that is noted already."""
     prepare: Any = getattr(model, calls.PREPARE)
     if getattr(prepare, "adaptprune_running", None) is running:
         return []
@@ -140,13 +147,16 @@ def _watch_prepare(model: nn.Module, running: Running) -> list[Hold]:
     @functools.wraps(prepare)
     def noting(*args: Any, **kwargs: Any) -> Any:
         inputs = prepare(*args, **kwargs)
+        if not alive():
+            return inputs
         if running.generating is not None:
-            running.generating.handed = tuple(
-                inputs[name] for name in (calls.IDS, calls.EMBEDS) if isinstance(inputs.get(name), Tensor)
+            running.generating.prepared = True
+        elif calls.within_generate(model):
+            raise broken(
+                "generate() is not the one that was put on the model: it was called on the class, looked up before the "
+                "model was pruned, or is still running from then; call model.generate(...)"
             )
-        elif calls.within_generate():
-            raise broken("generate() was called on the class, past what was put in front of the model's own")
         return inputs
 
     noting.adaptprune_running = running  # type: ignore[attr-defined]
-    return [method(model, calls.PREPARE, noting, guarded=False)]
+    return [method(model, calls.PREPARE, noting)]

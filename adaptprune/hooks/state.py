@@ -87,6 +87,14 @@ class History:
             self.chunks.append((start, tuple(part[:, : past - start] for part in last)))
         self.chunks.append((past, parts))
 
+    def move(self, rows: Tensor) -> None:
+        """Let row i be what row ``rows[i]`` was."""
+        self.layouts = [self.layouts[row] for row in rows.tolist()]
+        self.chunks = [
+            (start, tuple(part if part.shape[0] == 1 else part[rows.to(part.device)] for part in parts))
+            for start, parts in self.chunks
+        ]
+
     def joined(self) -> tuple[Tensor, ...]:
         """Everything in one: hidden states, cos, sin, and keys if there are any."""
         whole = []
@@ -104,6 +112,13 @@ class PruneState:
     stages: tuple[int, ...]
     views: dict[int, View] = field(default_factory=dict)
     history: History | None = None
+
+    def move(self, rows: Tensor) -> None:
+        """Let row i be what row ``rows[i]`` was, as the cache's rows were moved."""
+        for stage, view in self.views.items():
+            self.views[stage] = View(view.index[rows.to(view.index.device)], view.covered)
+        if self.history is not None:
+            self.history.move(rows)
 
     def settle(self, total: int) -> None:
         """Cut the views if the cache was cropped meanwhile (assisted decoding takes back rejected tokens)."""

@@ -108,9 +108,30 @@ def seen(cache: Any) -> int:
 
 
 class _Guarded(DynamicLayer):
-    """Refuses to be continued by a model whose hooks are off: its masks would be those of the unpruned length."""
+    """Refuses to be continued by a model whose hooks are off: its masks would be those of the unpruned length.
+
+    Remembers how its rows were moved (`order`), since rows may hold different tokens.
+    """
 
     expected = False
+    order: Tensor | None = None
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._move(beam_idx)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._move(indices)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        rows = self.keys.shape[0] if held(self) else 0
+        super().batch_repeat_interleave(repeats)
+        self._move(torch.arange(rows).repeat_interleave(repeats))
+
+    def _move(self, rows: Tensor) -> None:
+        rows = (rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows).cpu()
+        self.order = rows if self.order is None else self.order[rows]
 
     def update(self, *states: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.expected:
@@ -196,6 +217,15 @@ def expect(cache: Any, index: int) -> None:
     layers = layers_of(cache)
     if index < len(layers) and isinstance(layers[index], _Guarded):
         layers[index].expected = True
+
+
+def moved(cache: Any) -> Tensor | None:
+    """Which of its rows the rows of a cache were when this was asked before, (B,) int64; None if nothing has moved."""
+    found = None
+    for layer in layers_of(cache):
+        if isinstance(layer, _Guarded) and layer.order is not None:
+            found, layer.order = layer.order, None
+    return found
 
 
 def lacks(layer: Any) -> bool:

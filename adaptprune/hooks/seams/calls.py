@@ -97,13 +97,22 @@ def with_states(output: Any, states: Tensor) -> Any:
 # -- generate() --------------------------------------------------------------------------------------------------------
 
 
-def within_generate() -> bool:
-    """Whether `generate()` runs further out in this thread, called in whichever way."""
+def within_generate(model: nn.Module) -> bool:
+    """Whether `generate()` of a model runs further out in this thread, called in whichever way."""
     code = getattr(inspect.unwrap(GenerationMixin.generate), "__code__", None)
     frame = inspect.currentframe()
-    while frame is not None and frame.f_code is not code:
+    while frame is not None:
+        if frame.f_code is code and frame.f_locals.get("self") is model:
+            return True
         frame = frame.f_back
-    return frame is not None
+    return False
+
+
+def is_stock(model: nn.Module, given: Mapping[str, Any]) -> bool:
+    """Whether a call of `generate()` runs transformers' own loops, and not the caller's or the model's."""
+    kind: Any = type(model)
+    own = inspect.unwrap(kind.generate) is inspect.unwrap(GenerationMixin.generate)
+    return own and given.get("custom_generate") is None
 
 
 def positions_for(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:

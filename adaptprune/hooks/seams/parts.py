@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
@@ -22,6 +21,8 @@ ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
 PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
 #: What a family calls the pictures or videos among the arguments of an encode method, whatever its first one is called.
 PICTURES = {"image": "pixel_values", "video": "pixel_values_videos"}
+#: How other arguments of a forward that hold pictures or what was made of them begin.
+SHOWN = ("pixel_values", "image_hidden_states", "image_embeds", "image_features", "video_embeds", "video_features")
 #: The argument by which features that were encoded before go into a forward (`generate()` does so since 5.18).
 READY = "mm_encoder_outputs"
 
@@ -143,19 +144,14 @@ def _picture_arguments(kind: Any) -> tuple[str, ...]:
     return tuple(found)
 
 
-def picture_argument(base: nn.Module) -> str:
-    """The argument of a forward that holds pictures, as a processor names it."""
-    kind: Any = type(base)
-    return _picture_arguments(kind)[0]
-
-
 def shows_pictures(base: nn.Module, inputs: Mapping[str, Any]) -> bool:
     """Whether the arguments of a forward of the base hold pictures, videos or their features."""
     handed = inputs.get(READY)
     if handed is not None and any(value is not None for value in dict(handed).values()):
         return True
     kind: Any = type(base)
-    return any(inputs.get(name) is not None for name in _picture_arguments(kind))
+    named = _picture_arguments(kind)
+    return any(value is not None and (name in named or name.startswith(SHOWN)) for name, value in inputs.items())
 
 
 def tile_counts(base: Any, image_sizes: Any) -> list[int]:
@@ -209,12 +205,30 @@ def token_embeddings(base: nn.Module) -> nn.Module:
     return embed
 
 
-def embedding_of(base: nn.Module, token: int, like: Tensor) -> Tensor:
-    """The embedding of one token, (D,), in the dtype and on the device of `like`."""
+def embeddings_of(base: nn.Module, tokens: Tensor, like: Tensor) -> Tensor:
+    """The embeddings of tokens (n,), (n, D), in the dtype and on the device of `like`.
+
+    Raises
+    ------
+    AdaptPruneError
+        The module that makes them cannot be asked.
+    """
     embed = token_embeddings(base)
-    place = next(embed.parameters()).device
-    row: Tensor = embed(torch.tensor([token], device=place))[0]
-    return row.to(like.device, like.dtype)
+    place = next((each.device for each in embed.parameters() if each.device.type != "meta"), like.device)
+    try:
+        rows: Tensor = embed(tokens.to(place))
+    except (RuntimeError, NotImplementedError, IndexError) as error:
+        raise AdaptPruneError(
+            f"inputs_embeds are compared with the embeddings of tokens, which {type(embed).__name__} does not give "
+            f"({error}): pass input_ids."
+        ) from None
+    return rows.to(like.device, like.dtype)
+
+
+def num_tokens(base: nn.Module) -> int:
+    """How many tokens have an embedding."""
+    embed: Any = token_embeddings(base)
+    return int(getattr(embed, "num_embeddings", None) or text_config(base.config).vocab_size)
 
 
 # -- what a config says ------------------------------------------------------------------------------------------------
