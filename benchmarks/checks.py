@@ -11,12 +11,13 @@ import argparse
 import json
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 import torch
 
 import adaptprune
-from adaptprune.bench import build, parse_size
+from adaptprune.bench import build, describe, parse_size
 from adaptprune.hooks import facts, holds
 from adaptprune.hooks.seams import cache as kv
 
@@ -96,6 +97,10 @@ if __name__ == "__main__":
     parser.add_argument("--decoder", default="24x1024")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--out", type=Path, help="write the rows into this JSON file as well")
     options = parser.parse_args()
-    for row in run(options.decoder, options.rounds, options.steps):
+    rows = run(options.decoder, options.rounds, options.steps)
+    for row in rows:
         print(json.dumps(row))
+    if options.out:
+        options.out.write_text(json.dumps({"machine": describe(torch.float32, "cpu"), "rows": rows}, indent=2) + "\n")

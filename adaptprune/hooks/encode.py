@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family
-from adaptprune.hooks.holds import Hold, method, runs
+from adaptprune.hooks.holds import Hold, method
 from adaptprune.hooks.locate import Noted
 from adaptprune.hooks.running import Running
 from adaptprune.hooks.seams import calls, parts
@@ -48,7 +48,7 @@ def _wrap(
     def noting(*args: Any, **kwargs: Any) -> Any:
         if not alive() or running.encoding:  # videos are encoded by the images' method
             return encode(*args, **kwargs)
-        if running.encoded is not None and not runs(base):
+        if running.encoded is not None and not calls.runs(base):
             running.forget()
         running.encoding = True
         try:

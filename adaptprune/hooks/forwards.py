@@ -81,7 +81,7 @@ class Forwards:
 
     def before_base(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         running = self._running
-        if not holds.runs(self._parts.model):
+        if not calls.runs(self._parts.model):
             running.forget()
         running.call, running.encoded = None, {}
         running.inputs = calls.named(module, args, kwargs)
@@ -118,7 +118,7 @@ class Forwards:
 
     def before_decoder(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
         arguments, running = calls.named(module, args, kwargs), self._running
-        if not holds.runs(self._parts.base):
+        if not calls.runs(self._parts.base):
             running.forget()
         tokens, cache = calls.prompt_of(arguments), kv.cache_in(arguments)
         if tokens is None:

@@ -6,7 +6,6 @@ found out before every forward, by looking.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -93,19 +92,6 @@ def same_layers(decoder: Any, layers: Sequence[nn.Module]) -> Hold:
         return len(now) == len(layers) and all(a is b for a, b in zip(now, layers, strict=True))
 
     return Hold("the list of the decoder's layers", lambda: None, same)
-
-
-_CALLING = nn.Module._call_impl.__code__
-
-
-def runs(module: nn.Module) -> bool:
-    """Whether a call of a module is under way in this thread: further out on the stack."""
-    frame = inspect.currentframe()
-    while frame is not None:
-        if frame.f_code is _CALLING and frame.f_locals.get("self") is module:
-            return True
-        frame = frame.f_back
-    return False
 
 
 def check(held: Sequence[Hold]) -> None:

@@ -97,12 +97,20 @@ def with_states(output: Any, states: Tensor) -> Any:
 # -- generate() --------------------------------------------------------------------------------------------------------
 
 
+def runs(module: nn.Module) -> bool:
+    """Whether a call of a module is under way in this thread: further out on the stack."""
+    return _on_stack(nn.Module._call_impl, module)
+
+
 def within_generate(model: nn.Module) -> bool:
     """Whether `generate()` of a model runs further out in this thread, called in whichever way."""
-    code = getattr(inspect.unwrap(GenerationMixin.generate), "__code__", None)
-    frame = inspect.currentframe()
+    return _on_stack(inspect.unwrap(GenerationMixin.generate), model)
+
+
+def _on_stack(function: Any, owner: nn.Module) -> bool:
+    code, frame = function.__code__, inspect.currentframe()
     while frame is not None:
-        if frame.f_code is code and frame.f_locals.get("self") is model:
+        if frame.f_code is code and frame.f_locals.get("self") is owner:
             return True
         frame = frame.f_back
     return False
