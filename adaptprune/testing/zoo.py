@@ -261,14 +261,15 @@ def _idefics(kind: str, attention: str) -> Specimen:
         config_kind, vision_kind, model_kind = hf.SmolVLMConfig, hf.SmolVLMConfig, hf.SmolVLMForConditionalGeneration
     tower = type(vision_kind().vision_config)
     config = config_kind(
-        vision_config=clip(tower, size=56), text_config=text(hf.LlamaConfig).to_dict(), scale_factor=2,
+        # 16 tokens a tile in patches of 8: transformers 5.20 takes the ones for a multiple of the others
+        vision_config=clip(tower, size=64, patch=8), text_config=text(hf.LlamaConfig).to_dict(), scale_factor=2,
         image_token_id=IMAGE, pad_token_id=PAD,
     )  # fmt: skip
     # SmolVLM's own processor insists on a video processor; its prompts are those of Idefics3
     processor = hf.Idefics3Processor(
-        Pictures(size={"longest_edge": 112}, max_image_size={"longest_edge": 56}), tokenizer(), image_seq_len=16
+        Pictures(size={"longest_edge": 128}, max_image_size={"longest_edge": 64}), tokenizer(), image_seq_len=16
     )
-    return Specimen(build(model_kind, config, attention), processor, sizes=[(112, 56), (50, 50), (56, 112)])
+    return Specimen(build(model_kind, config, attention), processor, sizes=[(128, 64), (50, 50), (64, 128)])
 
 
 def idefics3(attention: str) -> Specimen:

@@ -263,13 +263,18 @@ def recomputes(decoder: nn.Module) -> bool:
 
 
 def find(parts: Parts) -> str:
-    """Check what this file assumes; says where the parts are."""
-    encoders = [name for name in ENCODERS.values() if hasattr(parts.base, name)]
-    kind: Any = type(parts.base)
-    if not _picture_arguments(kind):
-        raise misfit("the image encoder", f"{type(parts.base).__name__}.{ENCODERS['image']} takes no pictures")
-    if placeholder(parts.model.config, "image") is None:
-        raise misfit("the placeholder", f"{type(parts.model.config).__name__} has no {PLACEHOLDERS['image']}")
+    """Check what is assumed of a model's structure; says where its parts are."""
     if not callable(getattr(parts.base, "get_input_embeddings", None)):
         raise misfit("the token embeddings", f"{type(parts.base).__name__} has no get_input_embeddings")
-    return f"{type(parts.decoder).__name__} of {len(parts.layers)} layers, {', '.join(encoders)}"
+    return f"{type(parts.decoder).__name__} of {len(parts.layers)} layers"
+
+
+def find_encoding(parts: Parts) -> str:
+    """Check what is assumed of how pictures go in; says by which methods, and whether ahead of the first forward."""
+    kind: Any = type(parts.base)
+    if not _picture_arguments(kind):
+        raise misfit("the image encoder", f"{kind.__name__}.{ENCODERS['image']} takes no pictures")
+    if placeholder(parts.model.config, "image") is None:
+        raise misfit("the placeholder", f"{type(parts.model.config).__name__} has no {PLACEHOLDERS['image']}")
+    ahead = f"ahead, as {READY}" if takes_ready(parts.model) else "in the first forward"
+    return f"{', '.join(name for name in ENCODERS.values() if hasattr(parts.base, name))}; {ahead}"

@@ -111,11 +111,3 @@ def admitted(stand_in: Any) -> Any:
     if not isinstance(stand_in, getattr(home.transformers_module, name, ())):
         setattr(home.transformers_module, name, type(stand_in).__mro__[1])
     return stand_in
-
-
-def find(processor: Any) -> str:
-    """Check what this file assumes of a processor; says what stands for a picture in its prompts."""
-    tokenizer_of(processor)
-    if not callable(processor):
-        raise misfit("the processor", f"{type(processor).__name__} cannot be called")
-    return image_token(processor)

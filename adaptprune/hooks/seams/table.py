@@ -36,6 +36,11 @@ SEAMS = (
         lambda found, watched: parts.find(found),
     ),
     Seam(
+        "encoding",
+        "what an encode method returns goes in place of placeholders; generate() encodes ahead if a forward takes that",
+        lambda found, watched: parts.find_encoding(found),
+    ),
+    Seam(
         "calls",
         "layers take hidden states, a mask and positions; generate() asks the model for the arguments of its forwards",
         lambda found, watched: calls.find(found.model, found.layers),
