@@ -59,11 +59,20 @@ def test_embeddings_and_pixels(family):
         same(report, other)
 
 
+def equals_the_oracle(one, family, inputs, call, report, words, logits):
+    """What `generate(one, call)` gave under pruning is what the unpruned model gives with the dropped tokens hidden."""
+    assert report.num_kept < report.num_visual
+    with hiding(one.model, first_layer(family), gone(one, inputs, report)):
+        full, expected = generate(one, call)
+    close(logits, expected)
+    assert torch.equal(words, full)
+
+
 @GENERATES
 @torch.no_grad()
 def test_generating_from_embeddings_and_pixels(family):
     one = seeing(family)
-    inputs, layer = one.inputs(1, 2, 0), first_layer(family)
+    inputs = one.inputs(1, 2, 0)
     call = {"inputs_embeds": embed(one.model, inputs["input_ids"]), **rest(inputs)}
     with pruned(one, family) as report:
         words, logits = generate(one, call)
@@ -71,11 +80,7 @@ def test_generating_from_embeddings_and_pixels(family):
             line, expected = generate(one, inputs)
             close(logits, expected)
             assert torch.equal(words, line[:, -words.shape[1] :])
-    assert report.num_kept < report.num_visual
-    with hiding(one.model, layer, gone(one, inputs, report)):
-        full, expected = generate(one, call)
-    close(logits, expected)
-    assert torch.equal(words, full)
+    equals_the_oracle(one, family, inputs, call, report, words, logits)
 
 
 @FAMILY
@@ -118,7 +123,7 @@ def gone_of(report):
 @torch.no_grad()
 def test_generating_from_pictures_put_in_by_the_caller(family):
     one = seeing(family)
-    inputs, layer = one.inputs(1, 2, 0), first_layer(family)
+    inputs = one.inputs(1, 2, 0)
     with pruned(one, family) as report:
         call = {"inputs_embeds": merged(one.model, inputs, one.image_token_id), **plain(inputs)}
         words, logits = generate(one, call)
@@ -128,11 +133,7 @@ def test_generating_from_pictures_put_in_by_the_caller(family):
             close(logits, expected)
             assert torch.equal(words, line[:, -words.shape[1] :])
             assert gone_of(report) == described
-    assert report.num_kept < report.num_visual
-    with hiding(one.model, layer, gone(one, inputs, report)):
-        full, expected = generate(one, call)
-    close(logits, expected)
-    assert torch.equal(words, full)
+    equals_the_oracle(one, family, inputs, call, report, words, logits)
 
 
 @FAMILY

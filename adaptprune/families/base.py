@@ -211,9 +211,10 @@ def placeless(count: int) -> Tensor:
     return torch.full((count, 3), -1)
 
 
-def flat(features: Sequence[Tensor] | Tensor) -> list[Tensor]:
-    """Features as (tokens, D) each, whichever way a release puts them together: (D), (tokens, D) or (n, tokens, D)."""
-    return [part.flatten(0, -2) for part in features]
+def flat(features: Sequence[Tensor] | Tensor) -> Tensor:
+    """All features in one line, (tokens, D), whichever way a release puts them together."""
+    parts = [features] if isinstance(features, Tensor) else features
+    return torch.cat([part.flatten(0, -2) for part in parts])
 
 
 def squares(features: Sequence[Tensor] | Tensor, extra: int = 0, group: int = 1) -> list[Tensor]:

@@ -24,5 +24,5 @@ class LlavaNextVideo(LlavaNext):
         if modality == "image":
             return super().cells(base, modality, inputs, features)
         videos, frames = argument(inputs, "pixel_values_videos").shape[:2]
-        side = math.isqrt(sum(map(len, flat(features))) // (videos * frames))
+        side = math.isqrt(len(flat(features)) // (videos * frames))
         return [raster(frames, side, side)] * videos

@@ -25,7 +25,7 @@ class LlavaOnevision(Family):
         if modality == "video":
             videos, frames = argument(inputs, "pixel_values_videos").shape[:2]
             # the newline behind a video is among its features since 5.20
-            side = math.isqrt(sum(map(len, flat(features))) // videos // frames)
+            side = math.isqrt(len(flat(features)) // videos // frames)
             return [torch.cat([raster(frames, side, side), placeless(1)])] * videos
         sizes, counts = argument(inputs, "image_sizes"), inputs.get("batch_num_images")
         tiled = [True] * len(sizes) if counts is None else [n == 1 for n in counts.tolist() for _ in range(n)]

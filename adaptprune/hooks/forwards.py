@@ -127,16 +127,17 @@ class Forwards:
         mask = next((each for each in masks if isinstance(each, Tensor) and each.ndim == 2), None)
         if self._reselect and any(isinstance(mask, Tensor) and mask.ndim == 4 for mask in masks[:1]):
             raise AdaptPruneError("reselect=True makes its own masks: pass a 2-D attention_mask instead of a 4-D one.")
+        past = kv.seen(cache)
         call = Call(
-            self._state_of(cache),
-            past=kv.seen(cache),
+            self._state_of(cache, past),
+            past=past,
             length=tokens.shape[1],
             batch=tokens.shape[0],
             device=tokens.device,
             layouts=self._layouts(tokens, mask),
             token_mask=mask,
             cache=cache,
-            prompt=self._prompt(tokens, kv.seen(cache)),
+            prompt=self._prompt(tokens, past),
         )
         if self._stages:
             holds.check(self.held)
@@ -156,9 +157,8 @@ class Forwards:
             mine.prompt = max(mine.prompt, tokens.shape[1])  # PEFT's embeddings stand in front of what was given
         return mine.prompt
 
-    def _state_of(self, cache: Any) -> PruneState:
-        seen = kv.seen(cache)
-        if not seen and hasattr(cache, STATE):
+    def _state_of(self, cache: Any, past: int) -> PruneState:
+        if not past and hasattr(cache, STATE):
             delattr(cache, STATE)  # the cache was reset since
         state: PruneState | None = getattr(cache, STATE, None)
         if state is None:
@@ -175,7 +175,7 @@ class Forwards:
             )
         if (rows := kv.moved(cache)) is not None:
             state.move(rows)
-        state.settle(seen)
+        state.settle(past)
         return state
 
     def after_decoder(self, module: nn.Module, args: Any, output: Any) -> None:

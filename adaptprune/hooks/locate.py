@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
+from adaptprune.families.base import flat
 from adaptprune.hooks.seams import calls, parts
 
 #: Entries of an embedding that stand for all of it in comparisons, evenly spaced.
@@ -56,8 +57,7 @@ class Noted:
 
         Features that a model has yet to add to (newlines) are not remembered: among embeddings they are refused.
         """
-        whole = features if isinstance(features, Tensor) else torch.cat([part.flatten(0, -2) for part in features])
-        rows, sizes = sample(whole.flatten(0, -2)).clone(), [len(unit) for unit in cells]
+        rows, sizes = sample(flat(features)).clone(), [len(unit) for unit in cells]
         if sum(sizes) == len(rows):
             self._units.extend(zip(rows.split(sizes), cells, strict=True))
 

@@ -174,7 +174,7 @@ def check(cache: Any) -> None:
     """Raise AdaptPruneError for a cache whose layers cannot be shortened (static, quantised, ...)."""
     if cache is None:
         return
-    for layer in getattr(cache, "layers", None) or ():
+    for layer in layers_of(cache):
         if type(layer) not in PRUNED and type(layer) not in PRUNED.values():
             raise AdaptPruneError(
                 f"{type(cache).__name__} cannot be pruned, its {type(layer).__name__}s do not grow token by token: use "
@@ -291,7 +291,7 @@ def windows(config: Any) -> list[int | None]:
                 f"this decoder keeps a {type(layer).__name__} in its cache, which cannot be batched with others: "
                 "only full and sliding-window attention can be served."
             )
-        found.append(getattr(layer, "sliding_window", None))
+        found.append(width(layer))
     return found
 
 
