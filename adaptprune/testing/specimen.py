@@ -32,16 +32,30 @@ SPECIAL = {
 }
 TILES = [f"<row_{row}_col_{column}>" for row in range(1, 7) for column in range(1, 7)]
 WORDS = [f"w{number}" for number in range(40)]
+#: Places for tokens that a model's processor looks up by a name of its own: see `tokenizer`.
+RESERVED = [f"<reserved_{number}>" for number in range(40)]
 VOCABULARY = {
-    token: number for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *SPECIAL.values(), *TILES, *WORDS])
+    token: number
+    for number, token in enumerate(["<pad>", "<s>", "</s>", "<unk>", *SPECIAL.values(), *TILES, *WORDS, *RESERVED])
 }
 PAD, BOS, EOS = 0, 1, 2
 IMAGE, VIDEO = VOCABULARY["<image>"], VOCABULARY["<video>"]
 
 
-def tokenizer(**names: str) -> Any:
-    """Words apart, specials whole; `names` renames the image placeholder's token."""
-    inner = Tokenizer(models.WordLevel(VOCABULARY, unk_token="<unk>"))
+def tokenizer(*tokens: str, **names: str) -> Any:
+    """Words apart, specials whole.
+
+    Parameters
+    ----------
+    *tokens : str
+        Special tokens of a model of its own, which take the places in RESERVED (`reserved` gives their ids).
+    **names : str
+        From attributes that processors read ("image_token") to tokens, in place of those in SPECIAL.
+    """
+    renamed = dict(zip(RESERVED, tokens, strict=False))
+    inner = Tokenizer(
+        models.WordLevel({renamed.get(token, token): number for token, number in VOCABULARY.items()}, unk_token="<unk>")
+    )
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = {**SPECIAL, **names}
     made = hf.PreTrainedTokenizerFast(
@@ -53,8 +67,13 @@ def tokenizer(**names: str) -> Any:
         padding_side="left",
         extra_special_tokens=special,
     )
-    made.add_special_tokens({"additional_special_tokens": TILES}, replace_extra_special_tokens=False)
+    made.add_special_tokens({"additional_special_tokens": [*TILES, *tokens]}, replace_extra_special_tokens=False)
     return made
+
+
+def reserved(number: int) -> int:
+    """The id of the token that `tokenizer` was handed as number `number`."""
+    return VOCABULARY[RESERVED[number]]
 
 
 def no_video() -> Any:
@@ -114,7 +133,9 @@ def finish(model: Any) -> Any:
     model.generation_config.eos_token_id = None  # every test runs to its full length
     model.generation_config.pad_token_id = PAD
     # a random model may say a placeholder, which a later turn would take for a picture
-    model.generation_config.suppress_tokens = [IMAGE, VIDEO, VOCABULARY["<ctx>"]]
+    model.generation_config.suppress_tokens = [
+        number for token, number in VOCABULARY.items() if token in {*SPECIAL.values(), *RESERVED}
+    ]
     return model.eval()
 
 

@@ -1,0 +1,50 @@
+"""A tiny randomly initialised model and its real processor for every tested model type, built without any download.
+
+A type is *tested* if it has a specimen here: a function of its name in one of these files, and its name in FILES.
+Pictures go through the stock (PIL) image processors. Video processors need torchvision, so videos are prepared by hand
+in tests/test_video.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import cache, partial
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from adaptprune.testing.specimen import Specimen
+
+#: By file of this folder, its specimens, which are called by their model type.
+FILES = {
+    "llava": ("llava", "llava_pixtral", "llava_next", "llava_next_video", "llava_onevision", "video_llava"),
+    "qwen": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
+    "tiles": ("internvl", "idefics3", "smolvlm"),
+    "gemma": ("gemma3", "paligemma"),
+    "mistral": ("mistral3",),
+}
+
+
+def _build(file: str, name: str, attention: str) -> Specimen:
+    made: Specimen = getattr(importlib.import_module(f"{__name__}.{file}"), name)(attention)
+    return made
+
+
+#: From a specimen's name to what builds it with an attention implementation. Nothing is imported before it is built.
+SPECIMENS: dict[str, Callable[[str], Specimen]] = {
+    name: partial(_build, file, name) for file, names in FILES.items() for name in names
+}
+
+#: The model types of specimens that are not called by theirs.
+MODEL_TYPES = {"llava_pixtral": "llava"}
+
+
+def model_type(name: str) -> str:
+    """The `config.model_type` of a specimen, without building it."""
+    return MODEL_TYPES.get(name, name)
+
+
+@cache
+def specimen(name: str, attention: str = "sdpa") -> Specimen:
+    """One model of a family, built once per process: tests must leave it as it was."""
+    return SPECIMENS[name](attention)
