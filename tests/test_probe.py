@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from adaptprune.hooks import narrow
+from adaptprune.hooks import narrow, state
 from adaptprune.hooks.probe import last_token_attention
 from adaptprune.hooks.state import Call, PruneState, View
 
@@ -52,7 +52,7 @@ def test_a_window_ends_at_positions_and_not_at_what_is_held(width, seen, monkeyp
     """Of positions 0, 2, 5, 6, 7 the token at 7 sees those less than ``width`` away."""
     held = torch.tensor([[0, 2, 5, 6]])
     call = Call(PruneState((2,), {2: View(held, 7)}), 7, 1, 1, torch.device("cpu"))
-    monkeypatch.setattr(narrow, "window", lambda cache, layer: width)
+    monkeypatch.setattr(state, "window", lambda cache, layer: width)
     assert call.columns_at(2).tolist() == [[0, 2, 5, 6, 7]]
     mask = narrow.narrow_mask(call, 2, None, "flash_attention_2")
     expected = [place > 7 - (width or 99) for place in (0, 2, 5, 6, 7)]

@@ -42,12 +42,13 @@ def no_layer_at_all(model):
 
 
 def no_decoder(model):
-    model.model.decoder = model.model.language_model
+    model.model.narrator = model.model.language_model
     del model.model.language_model
 
 
 def no_encoder(model):
-    dressed(model.model, get_image_features=missing("get_image_features"))
+    for each in (model, model.model):
+        dressed(each, get_image_features=missing("get_image_features"))
 
 
 def an_encoder_of_nothing(model):
@@ -71,7 +72,7 @@ def a_config_without_a_backend(model):
 
 
 def no_attention(model):
-    layers_of(model)[1].attention = layers_of(model)[1].self_attn
+    layers_of(model)[1].gaze = layers_of(model)[1].self_attn
     del layers_of(model)[1].self_attn
 
 
@@ -114,7 +115,7 @@ SEAMS = {
     no_decoder: "the decoder: .*has none of language_model",
     no_encoder: "the image encoder: .*has no get_image_features",
     an_encoder_of_nothing: "the image encoder: .*takes no pictures",
-    no_placeholder: "the placeholder: .*has no image_token_id",
+    no_placeholder: "the placeholder: .*sets none of image_token_id",
     no_embeddings: "the token embeddings: .*has no get_input_embeddings",
     attention_without_config: "the attention interface: .*has no config",
     a_config_without_a_backend: "the attention interface: .*has no config that names its backend",
@@ -141,13 +142,17 @@ def no_keys(model):
 
 def no_norm(model):
     layer = layers_of(model)[2]
-    layer.norm = layer.input_layernorm
+    layer.scaling = layer.input_layernorm
     del layer.input_layernorm
 
 
 @pytest.mark.parametrize(
     ("work", "says"),
-    [(no_attention, "has no self_attn"), (no_keys, "has no k_proj"), (no_norm, "has no input_layernorm")],
+    [
+        (no_attention, "attention: .*1 has keys in its cache, where its parts \\(self_attn"),
+        (no_keys, "looks at layer 2, which has no keys of its own"),
+        (no_norm, "has none of input_layernorm"),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_a_part_that_a_rule_needs_is_named(work, says):

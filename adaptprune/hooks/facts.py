@@ -69,7 +69,7 @@ def check_continued(call: Call) -> None:
     """Refuse a cache that was pruned and does not say how, that lost keys, or that was filled by another batch."""
     views, layers = call.state.views, kv.layers_of(call.cache)
     if not views:
-        full = {kv.held(layer) for layer in layers if kv.width(layer) is None}
+        full = {kv.held(layer) for layer in layers if kv.width(layer) is None and not kv.keyless(layer)}
         if len(full) > 1 or any(map(kv.lacks, layers)):
             raise broken("the KV cache holds pruned layers, and nothing is known of what they dropped")
         return
@@ -114,6 +114,8 @@ def check_held(call: Call, total: int) -> None:
             view = call.view_at(index)
             count = total if view is None else view.held(total)
         found = kv.held(layer)
+        if kv.keyless(layer):
+            continue
         if found != count and not _slid(layer, found, count):
             raise broken(f"layer {index} holds {found} keys instead of the {count} that were kept")
 

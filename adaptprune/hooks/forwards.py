@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
 from adaptprune.hooks import encode, facts, holds, locate
-from adaptprune.hooks.narrow import layer_arguments, take, whole_conversation
+from adaptprune.hooks.narrow import layer_arguments, stream_of, take_tokens, token_dim, whole_conversation
 from adaptprune.hooks.rest import evict, own_output, report_of
 from adaptprune.hooks.running import Generating, Running
 from adaptprune.hooks.seams import Parts, attention, calls, parts
@@ -86,18 +86,13 @@ class Forwards:
         running.call, running.encoded = None, {}
         running.inputs = calls.named(module, args, kwargs)
 
-    def after_base(self, module: nn.Module, args: Any, output: Any) -> Any:
+    def after_base(self, module: nn.Module, args: Any, output: Any) -> None:
         running = self._running
         call, running.call = running.call, None
         encoded, running.encoded = running.encoded, None
         inputs, running.inputs = running.inputs, None
-        if output is None or not self._stages:  # an exception is on its way, or nothing to prune
-            return None
-        facts.check_pictures(parts.shows_pictures(module, inputs or {}), bool(encoded), call)
-        if call is not None and call.rows and (running.full or call.anew is not None):
-            states = own_output(call, len(self._parts.layers) - 1, calls.states_of(output), running.full)
-            return calls.with_states(output, states)
-        return None
+        if output is not None and self._stages:  # else an exception is on its way, or nothing to prune
+            facts.check_pictures(parts.shows_pictures(module, inputs or {}), bool(encoded), call)
 
     def _layouts(self, tokens: Tensor, mask: Tensor | None) -> list[Layout] | None:
         """The visual tokens of the forward under way, whose decoder reads `tokens`; None without pictures."""
@@ -138,6 +133,8 @@ class Forwards:
             token_mask=mask,
             cache=cache,
             prompt=self._prompt(tokens, past),
+            keyless=self._selector.keyless,
+            sources=self._selector.sources,
         )
         if self._stages:
             holds.check(self.held)
@@ -178,13 +175,13 @@ class Forwards:
         state.settle(past)
         return state
 
-    def after_decoder(self, module: nn.Module, args: Any, output: Any) -> None:
+    def after_decoder(self, module: nn.Module, args: Any, output: Any) -> Any:
         running = self._running
         call = running.call
         if running.inputs is None:  # else the base's hook still looks at it
             running.call = None
         if output is None or call is None:
-            return
+            return None
         if self._stages:
             facts.check_forward(call, output, len(self._parts.layers) - self.first)
             facts.check_held(call, call.total)
@@ -198,6 +195,10 @@ class Forwards:
                     kv.shorten(call.cache, index, call.total)
         if call.reads_prompt:
             self._tell(call, attention.backend(module))
+        if call.rows and (running.full or call.anew is not None):
+            states = own_output(call, len(self._parts.layers) - 1, calls.states_of(output), running.full)
+            return calls.with_states(output, states)
+        return None
 
     def _tell(self, call: Call, backend: str) -> None:
         """Fill the report; a prompt that somebody else reads inside `generate()` is counted there and not told."""
@@ -230,15 +231,15 @@ class Forwards:
         if self._reselect and self._stages and index == self._stages[0]:
             hidden = self._selector.remember(call, hidden, calls.rotary(arguments))
         changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments
-        before = call.rows_at(index)
+        before, dim = call.rows_at(index), token_dim(call, index, hidden)
         if index in self._stages and any(alive.numel() for alive in call.alive):
-            self._selector.drop(call, index, hidden)
+            self._selector.drop(call, index, stream_of(hidden, dim))
         changed = layer_arguments(call, index, changed, backend)
         kv.expect(call.cache, index)
         rows = call.rows.get(index)
         if rows is not None:
             # rows counts incoming tokens; hidden has what earlier stages left of them
-            hidden = take(hidden, rows if before is None else _relative(before, rows, call.length))
+            hidden = take_tokens(hidden, rows if before is None else _relative(before, rows, call.length), dim)
             for row, kept, states in call.merged.get(index, ()):
                 hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
         if changed is arguments and hidden is given:

@@ -124,6 +124,7 @@ class PruneHandle:
                 f"this model is already pruned ({other.report.method}): leave that context or call .remove() on its "
                 "handle first."
             )
+        check(self._parts, self._selector.watched)
         self._selector.check(self._family.smallest_layer(self.config))
         if reselect and evict_below:
             raise AdaptPruneError("reselect=True needs the keys that evict_below=True drops: use one of them.")
@@ -132,15 +133,20 @@ class PruneHandle:
                 f"reselect=True needs causal attention, and in model type {self.config.model_type!r} tokens see later "
                 "ones: start a new cache at every turn instead."
             )
-        check(self._parts, self._selector.watched)
+        if reselect and (self._selector.keyless or self._selector.sources):
+            raise AdaptPruneError(
+                f"reselect=True runs layers over the conversation again, and model type {self.config.model_type!r} has "
+                "layers that share keys or remember in another way: start a new cache at every turn instead."
+            )
 
     def _install(self, forwards: Forwards, running: Running) -> None:
         model, base, decoder, layers = self._parts.model, self._parts.base, self._parts.decoder, self._parts.layers
         held, alive = self._held, lambda: bool(held)
-        if model is not base:
-            held += hook(model, "the model", forwards.before_model, forwards.after_model)
-            held += watch_generate(model, base, running, forwards.tell_again, alive)
+        # where the model is the base, what is around comes first on the way in and last on the way out
+        held += hook(model, "the model", before=forwards.before_model)
+        held += watch_generate(model, base, running, forwards.tell_again, alive)
         held += hook(base, "the base", forwards.before_base, forwards.after_base)
+        held += hook(model, "the model", after=forwards.after_model)
         held += hook(decoder, "the decoder", forwards.before_decoder, forwards.after_decoder)
         for index in range(forwards.first, len(layers)):
             held += hook(layers[index], f"layer {index}", partial(forwards.before_layer, index))

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.hooks.seams.cache import window
 from adaptprune.hooks.seams.calls import KNOWN, MASK, POSITIONS, ROTARY, as_rotary
 from adaptprune.hooks.state import Call
 
@@ -25,25 +24,80 @@ def take(tensor: Tensor, rows: Tensor) -> Tensor:
     return tensor.expand(rows.shape[0], *tensor.shape[1:])[lines, rows.clamp_min(0)]
 
 
+def take_tokens(tensor: Tensor, rows: Tensor, dim: int) -> Tensor:
+    """Rows of dimension 1, or of dimension 2 behind an axis of its own, as `take`."""
+    return take(tensor, rows) if dim == 1 else torch.stack([take(part, rows) for part in tensor])
+
+
+def token_dim(call: Call, layer: int, hidden: Tensor) -> int:
+    """The dimension of a layer's hidden states that counts tokens: 1 of (B, L, ...), or 2 of (streams, B, L, D).
+
+    A decoder that hands on its last tokens alone from some layer on is noticed here.
+
+    Raises
+    ------
+    AdaptPruneError
+        No dimension counts the tokens that are left.
+    """
+    tokens, shape = call.incoming(layer), tuple(hidden.shape)
+    if len(shape) == 4 and shape[1:3] == (call.batch, tokens) and shape[:2] != (call.batch, tokens):
+        return 2
+    if len(shape) >= 3 and shape[0] == call.batch:
+        if shape[1] < tokens:
+            call.cut_to(layer, shape[1])
+            return 1
+        if shape[1] == tokens:
+            return 1
+    raise AdaptPruneError(
+        f"layer {layer} is handed hidden states of shape {shape} where {tokens} tokens of {call.batch} prompts are "
+        "left: this model cannot be pruned."
+    )
+
+
+def stream_of(hidden: Tensor, dim: int) -> Tensor:
+    """The hidden states that tokens are compared by, (B, L, D): the first stream, where there are several."""
+    if hidden.ndim == 3:
+        return hidden
+    return hidden[0] if dim == 2 else hidden[:, :, 0]
+
+
 def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: str) -> dict[str, Any]:
     """A decoder layer's arguments by name, narrowed; the same object if there is nothing to change."""
     if call.view_at(layer) is None:
         return arguments
     changed, rows, mask = dict(arguments), call.rows_at(layer), arguments.get(MASK)
     if rows is not None:
-        if arguments.get(ROTARY) is not None:
+        if backend.startswith("flash") and arguments.get(ROTARY) is not None:
             # Positions are in the embeddings already. Flash attention would read the gaps that pruning leaves in
             # position_ids as borders between packed sequences.
             changed[POSITIONS] = None
         for name, value in changed.items():
-            if name != MASK and value is not None:
+            if name != MASK and name.endswith("mask") and (value is None or value.ndim == 2):
+                changed[name] = _token_mask(call, rows, value)
+            elif name != MASK and value is not None:
                 changed[name] = _once(call, layer, value, partial(_per_token, call, rows, name, value))
     else:
         for name, value in arguments.items():
             if isinstance(value, Tensor) and name not in KNOWN and call.total in value.shape[2:]:
                 raise _strange(call, name, value)
-    changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
+    if layer not in call.keyless:
+        changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
+    elif rows is not None:
+        changed[MASK] = _token_mask(call, rows, mask)
     return changed
+
+
+def _token_mask(call: Call, rows: Tensor, mask: Any) -> Tensor | None:
+    """The mask of a layer without keys, (B, S): which of its tokens are real. None if all are."""
+    real = rows >= 0
+    if mask is None:
+        return None if bool(real.all()) else real
+    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < call.length:
+        raise AdaptPruneError(
+            f"a layer without keys is handed a mask of shape {tuple(getattr(mask, 'shape', ()))}, and it is not known "
+            "how to take dropped tokens out of it: pass a 2-D attention_mask."
+        )
+    return take(mask[:, -call.length :], rows) & real.to(mask.device, mask.dtype)
 
 
 def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
@@ -51,22 +105,22 @@ def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
 
     Values per token are told by their shape: as many as the forward has tokens, behind the batch, which may stand
     behind axes of its own. In any other place that number is no accident either, and what it stands for is not known
-    here, so it is refused.
+    here, so it is refused. A mapping that nothing is cut from stays the same object: layers may write to it.
     """
     if isinstance(value, (tuple, list)) and any(isinstance(part, Tensor) for part in value):
         parts = [_per_token(call, rows, name, part) for part in value]
         return value if all(a is b for a, b in zip(parts, value, strict=True)) else type(value)(parts)
     if isinstance(value, dict):
-        return {key: _per_token(call, rows, f"{name}[{key!r}]", part) for key, part in value.items()}
+        cut = {key: _per_token(call, rows, f"{name}[{key!r}]", part) for key, part in value.items()}
+        return value if all(cut[key] is part for key, part in value.items()) else cut
     if not isinstance(value, Tensor) or call.length == 1 or call.length not in value.shape:
         return value
     if name not in KNOWN and call.total in value.shape[3:]:
         raise _strange(call, name, value)  # one that counts keys as well, as a mask by another name does
     batches = (1, call.batch)
-    if value.ndim >= 2 and value.shape[1] == call.length and value.shape[0] in batches:
-        return take(value, rows)
-    if value.ndim >= 3 and value.shape[2] == call.length and value.shape[1] in batches:
-        return torch.stack([take(part, rows) for part in value])
+    for dim in (1, 2):
+        if value.ndim > dim and value.shape[dim] == call.length and value.shape[dim - 1] in batches:
+            return take_tokens(value, rows, dim)
     raise _strange(call, name, value)
 
 
@@ -80,7 +134,7 @@ def _strange(call: Call, name: str, value: Tensor) -> AdaptPruneError:
 
 def _once(call: Call, layer: int, given: Any, work: Callable[[], Any]) -> Any:
     """Narrow each object once per forward and kind of layer, not once per layer."""
-    key = (call.stage_at(layer), window(call.cache, layer), id(given))
+    key = (call.stage_at(layer), call.window_at(layer), id(given))
     if key not in call.narrowed:
         call.narrowed[key] = (given, work())  # `given` is kept alive so that its id stays its own
     return call.narrowed[key][1]
@@ -100,11 +154,10 @@ def narrow_mask(call: Call, layer: int, mask: Any, backend: str) -> Any:
     elif mask is not None:
         raise AdaptPruneError(f"an attention mask of type {type(mask).__name__} cannot be pruned: pass a tensor.")
     else:
-        first = max(0, call.past + 1 - (window(call.cache, layer) or call.total))
+        first = max(0, call.past + 1 - (call.window_at(layer) or call.total))
     held = (columns >= 0) & (columns >= first)
     rows = call.rows_at(layer)
-    if rows is None:
-        rows = torch.arange(call.length, device=call.device).expand(call.batch, -1)
+    rows = call.all_rows() if rows is None else rows
     if mask is None:
         if bool(held.all()):
             return None
@@ -113,6 +166,8 @@ def narrow_mask(call: Call, layer: int, mask: Any, backend: str) -> Any:
         causal = columns[:, None, None, :] <= (rows + call.past)[:, None, :, None]
         return causal & held[:, None, None, :]
     device = mask.kv_num_blocks.device if isinstance(mask, BlockMask) else mask.device
+    if isinstance(mask, Tensor) and mask.ndim == 4 and call.tail == mask.shape[2]:
+        rows = rows - (call.length - call.tail)  # the model's own mask was cut, too
     held, rows = held.to(device), rows.clamp_min(0).to(device)
     columns = (columns - first).clamp_min(0).to(device)
     if isinstance(mask, BlockMask):
@@ -151,7 +206,7 @@ def _causal_mask(call: Call, layer: int, dtype: torch.dtype, backend: str) -> An
         return padding
     place = torch.arange(call.total, device=call.device)
     seen = place[None, :] <= place[:, None]
-    if (width := window(call.cache, layer)) is not None:
+    if (width := call.window_at(layer)) is not None:
         seen &= place[None, :] > place[:, None] - width
     allowed = seen[None].expand(call.batch, -1, -1)
     if padding is not None:

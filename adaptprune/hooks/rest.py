@@ -15,6 +15,8 @@ def evict(call: Call, num_layers: int) -> None:
     state = call.state
     final = state.views[max(state.views)]
     for index in range(num_layers):
+        if index >= len(kv.layers_of(call.cache)) or kv.keyless(call.cache.layers[index]):
+            continue
         layer, width = call.cache.layers[index], kv.window(call.cache, index)
         keys, values = kv.filled(layer)
         held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -kv.held(layer) :]
@@ -48,10 +50,10 @@ def own_output(call: Call, layer: int, hidden: Tensor, full: bool) -> Tensor:
 
 def report_of(call: Call, before: PruneReport, backend: str) -> PruneReport:
     """The report of one prompt."""
-    filled = [pair for layer in kv.layers_of(call.cache) if (pair := kv.contents(layer)) is not None]
-    sizes = [keys.nbytes + values.nbytes for keys, values in filled]
-    lengths = [keys.shape[-2] for keys, _ in filled]
-    whole = [_unpruned(call, index, held) for index, held in enumerate(lengths)]
+    layers = kv.layers_of(call.cache)
+    sizes = [sum(part.nbytes for part in kv.contents(layer) or ()) for layer in layers]
+    lengths = [kv.held(layer) for layer in layers]
+    whole = [_unpruned(call, index, held) if held else 0 for index, held in enumerate(lengths)]
     samples = [SampleReport() for _ in range(call.batch)]
     for sample, layout, alive in zip(samples, call.layouts or (), call.alive, strict=False):
         sample.num_visual, sample.num_kept = layout.positions.numel(), alive.numel()

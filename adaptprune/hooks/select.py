@@ -16,7 +16,7 @@ from adaptprune.hooks.holds import Hold, broken, hook
 from adaptprune.hooks.probe import last_token_attention
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.attention import install
-from adaptprune.hooks.seams.parts import attention_of, key_projection, normalised
+from adaptprune.hooks.seams.layers import attending, attention_of, has_keys, key_projection, key_sources, normalised
 from adaptprune.hooks.state import BELOW, Call, History, places
 from adaptprune.pruner import Pruner, VisualTokens
 
@@ -38,27 +38,73 @@ class Selector:
         self.schedule = pruner.schedule(len(layers))
         acting = [layer for layer, ratio in self.schedule.items() if ratio < 1 or pruner.num_keep is not None]
         self.stages = tuple(sorted(acting))
+        attends = attending(layers)
+        #: Layers that hold no keys, and those that read another layer's.
+        self.keyless = frozenset(range(len(layers))) - attends
+        self.sources = key_sources(layers)
 
     def check(self, smallest: int) -> None:
-        """Raise AdaptPruneError for a layer that does not exist or comes too early, or one that lacks a cue."""
+        """Raise AdaptPruneError for a layer that does not exist or comes too early or late, or that lacks a cue.
+
+        Parameters
+        ----------
+        smallest : int
+            The first layer before which tokens can leave this model.
+        """
+        first, last = max(smallest, self.pruner.smallest_layer), min([len(self.layers) - 1, *self.sources.values()])
         for layer in self.schedule:
             if layer < smallest:
                 raise AdaptPruneError(
                     f"layer={layer} is too early for this model, which changes all visual tokens up to layer "
-                    f"{smallest - 1}: use layer={max(smallest, self.pruner.smallest_layer)} or later."
+                    f"{smallest - 1}: use layer={first} or later."
                 )
             if layer >= len(self.layers):
                 raise AdaptPruneError(
                     f"layer={layer} is outside the model, which has {len(self.layers)} decoder layers: "
-                    f"use {max(smallest, self.pruner.smallest_layer)} to {len(self.layers) - 1}."
+                    f"use {first} to {last}."
                 )
-            if self.pruner.needs & {"keys", "raw_keys", "previous_keys"}:
-                key_projection(self.layers[layer])
+            if layer > last:
+                readers = ", ".join(str(reader) for reader, source in self.sources.items() if source < layer)
+                raise AdaptPruneError(
+                    f"layer={layer} is too late for this model, whose layers {readers} read the keys of a layer before "
+                    f"it, and would see dropped tokens again: use {first} to {last}."
+                )
+            if not self._has_cues(layer):
+                raise self._without_cues(layer, range(first, last + 1))
+
+    def _has_cues(self, layer: int) -> bool:
+        """Whether a stage before `layer` can see what the method compares."""
+        needs, keys = self.pruner.needs, {"keys", "raw_keys"}
+        before = layer - 1
+        if "attention" in needs and before in self.keyless:
+            return False
+        if "previous_keys" in needs and not has_keys(self.layers[before]):
+            return False
+        return not needs & keys or has_keys(self.layers[layer])
+
+    def _without_cues(self, layer: int, allowed: range) -> AdaptPruneError:
+        """The error for a layer that lacks a cue: it names the next one that works, or what else does."""
+        lacks = "attention" if layer - 1 in self.keyless and "attention" in self.pruner.needs else "keys of its own"
+        where = layer - 1 if lacks == "attention" or "previous_keys" in self.pruner.needs else layer
+        works = [each for each in allowed if self._has_cues(each)]
+        after = [each for each in works if each > layer] or works[-1:]
+        keys = [each for each in allowed if each > max(0, layer - 1) and has_keys(self.layers[each - 1])]
+        if after:
+            use = f"layer={after[0]}"
+        else:
+            use = f"layer={keys[0]} with keys='previous', or fastv" if keys else "a method without cues (grid, random)"
+        return AdaptPruneError(
+            f"layer={layer} does not suit this model: {self.pruner.name} looks at layer {where}, which has no {lacks}. "
+            f"Use {use}."
+        )
 
     @property
     def watched(self) -> list[nn.Module]:
         """The layers whose attention is looked at."""
-        return [self.layers[stage - 1] for stage in self.stages] if "attention" in self.pruner.needs else []
+        if "attention" not in self.pruner.needs:
+            return []
+        before = (stage - 1 for stage in self.stages if stage <= len(self.layers))
+        return [self.layers[layer] for layer in before if layer not in self.keyless]
 
     def watch(self) -> list[Hold]:
         """Start to capture the cues."""
@@ -169,6 +215,8 @@ class Selector:
 
     def remember(self, call: Call, hidden: Tensor, rotary: tuple[Tensor, ...]) -> Tensor:
         """Before the first stage of a model that is to choose anew at every turn: keep what that needs.
+
+        Such a model has one stream of hidden states, (B, L, D), and every layer of it attends (`prune` sees to that).
 
         Returns the states that go on into the layer: those of this forward or, if it is a later turn's prompt, those
         of the whole conversation, for which `call` and the cache of the layers from here on then begin at position 0.

@@ -6,6 +6,7 @@ number of a decoder layer before which tokens leave. A *view* lists the position
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
-from adaptprune.hooks.seams.cache import visible
+from adaptprune.hooks.seams.cache import visible, window
 
 #: The stage of the layers before every stage.
 BELOW = -1
@@ -156,8 +157,15 @@ class Call:
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
         Positions of the prompt that `generate()` was given, if it runs: tokens behind it are guesses of a draft.
+    keyless : frozenset of int
+        Layers that hold no keys: they have another memory, or none.
+    sources : mapping of int to int
+        Layers that read the keys of another layer, and which.
     layers : int
         How many decoder layers were seen to run.
+    tail : int or None
+        How many of the last tokens go on, if the decoder has cut off all others (Gemma 4 does so before the layers
+        that make no keys).
     anew : int or None
         Where this forward's own tokens begin, if the whole conversation goes through the layers from the first stage
         on, so that old tokens are chosen anew.
@@ -181,7 +189,11 @@ class Call:
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
+    keyless: frozenset[int] = frozenset()
+    sources: Mapping[int, int] = field(default_factory=dict)
     layers: int = 0
+    tail: int | None = None
+    held: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     anew: int | None = None
     rotary: tuple[Tensor, ...] | None = None
 
@@ -191,6 +203,7 @@ class Call:
     def consider(self, layouts: list[Layout] | None) -> None:
         """Set the visual tokens to choose from."""
         self.layouts = layouts
+        self.held.clear()
         self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in layouts or ()]
 
     @property
@@ -208,15 +221,59 @@ class Call:
 
     def rows_at(self, layer: int) -> Tensor | None:
         """Which incoming tokens layer `layer` is handed (None: all of them)."""
+        rows = self._kept_at(layer)
+        if self.tail is None:
+            return rows
+        return (self.all_rows() if rows is None else rows)[:, -self.tail :]
+
+    def cut_to(self, layer: int, count: int) -> None:
+        """Note that the decoder hands on the last `count` tokens alone, from a layer on.
+
+        Raises
+        ------
+        AdaptPruneError
+            Tokens have left among those, so that they are not the ones that the decoder has in mind.
+        """
+        self.tail = None
+        rows = self._kept_at(layer)
+        if rows is not None and not bool((rows[:, -count:] == self.all_rows()[:, -count:]).all()):
+            raise AdaptPruneError(
+                f"logits_to_keep={count} reaches back to visual tokens that were dropped: ask for those of the last "
+                "token (1), or for all (0)."
+            )
+        self.tail = count
+
+    def all_rows(self) -> Tensor:
+        """Every incoming token, (B, length)."""
+        return torch.arange(self.length, device=self.device).expand(self.batch, -1)
+
+    def _kept_at(self, layer: int) -> Tensor | None:
         kept = [self.rows[stage] for stage in sorted(self.rows) if stage <= layer]
         return kept[-1] if kept else None
 
-    def columns_at(self, layer: int) -> Tensor:
-        """Positions of the keys that layer `layer` is handed, this forward's included, (B, S)."""
-        columns = self.state.columns(self.stage_at(layer), self.total, self.batch, self.device)
+    def incoming(self, layer: int) -> int:
+        """How many tokens layer `layer` is handed."""
         rows = self.rows_at(layer)
-        held = visible(self.cache, layer, self.length if rows is None else rows.shape[1])
-        return columns if held is None else columns[:, -held:]
+        return self.length if rows is None else rows.shape[1]
+
+    def window_at(self, layer: int) -> int | None:
+        """The sliding window of the keys that a layer reads, in positions; None if it sees everything."""
+        return window(self.cache, self.sources.get(layer, layer))
+
+    def columns_at(self, layer: int) -> Tensor:
+        """Positions of the keys that layer `layer` is handed, this forward's included, (B, S).
+
+        Layers of one stage and window are handed keys of the same positions. They are looked at before the first of
+        them has run: layers that share keys are handed what the source was, when its cache holds the new ones already.
+        """
+        kind = self.stage_at(layer), self.window_at(layer)
+        if kind not in self.held:
+            columns = self.state.columns(kind[0], self.total, self.batch, self.device)
+            rows = self._kept_at(layer)
+            source = self.sources.get(layer, layer)
+            count = visible(self.cache, source, self.length if rows is None else rows.shape[1])
+            self.held[kind] = columns if count is None else columns[:, -count:]
+        return self.held[kind]
 
     @property
     def reads_prompt(self) -> bool:
@@ -256,6 +313,7 @@ class Call:
         new = torch.where(rows < 0, -1, rows + self.past)
         self.state.views[stage] = View(torch.cat([old, new], dim=1), self.total)
         self.rows[stage] = rows
+        self.held.clear()
         self.alive = kept
 
 

@@ -5,6 +5,7 @@
 | `versions` | which releases were tested, and what is said on another |
 | `catalogue` | which models there are |
 | `parts` | where base, decoder, layers, encoders, placeholders and embeddings of a model are; what its config says |
+| `layers` | which layers attend and which share keys, how their attention and its keys are found |
 | `calls` | how layers are called, what a decoder returns, what `generate()` asks for and makes |
 | `cache` | the argument that the KV cache travels by, its classes, and ours that hold less than they report |
 | `attention` | the attention interface, and which implementation runs |

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import cache_utils as home
 from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from adaptprune.errors import AdaptPruneError
@@ -100,7 +101,7 @@ def new_cache(config: Any = None) -> DynamicCache:
 
 
 def seen(cache: Any) -> int:
-    """Positions that a cache has; 0 without one."""
+    """Positions that a cache has; 0 without one. Layers without keys do not count them."""
     return int(cache.get_seq_length()) if cache is not None else 0
 
 
@@ -169,13 +170,27 @@ class PrunedSlidingLayer(_Guarded, DynamicSlidingWindowLayer):
 
 PRUNED: dict[type, type] = {DynamicLayer: PrunedLayer, DynamicSlidingWindowLayer: PrunedSlidingLayer}
 
+if (indexed := getattr(home, "DynamicIndexedLayer", None)) is not None:
+    # holds, beside keys and values, what an indexer ranks them by: as many of these as of those
+    PRUNED[indexed] = type("PrunedIndexedLayer", (PrunedLayer, indexed), {})
+
+#: Layers of a cache that hold no keys: the memory of linear attention or a convolution, or nothing at all.
+KEYLESS = tuple(
+    found for name in ("LinearAttentionLayer", "DummyLayer") if (found := getattr(home, name, None)) is not None
+)
+
+
+def keyless(layer: Any) -> bool:
+    """Whether a layer of a cache holds no keys, whatever it remembers otherwise."""
+    return isinstance(layer, KEYLESS) and not isinstance(layer, DynamicLayer)
+
 
 def check(cache: Any) -> None:
     """Raise AdaptPruneError for a cache whose layers cannot be shortened (static, quantised, ...)."""
     if cache is None:
         return
     for layer in layers_of(cache):
-        if type(layer) not in PRUNED and type(layer) not in PRUNED.values():
+        if type(layer) not in PRUNED and type(layer) not in PRUNED.values() and not keyless(layer):
             raise AdaptPruneError(
                 f"{type(cache).__name__} cannot be pruned, its {type(layer).__name__}s do not grow token by token: use "
                 "a dynamic cache (cache_implementation='dynamic')."
@@ -192,8 +207,11 @@ def layers_of(cache: Any) -> list[Any]:
 
 
 def shorten(cache: Cache, index: int, total: int) -> None:
-    """Let one layer report `total` positions, however many it holds."""
-    layer: Any = cache.layers[index]
+    """Let one layer report `total` positions, however many it holds; nothing for one without keys."""
+    layers = layers_of(cache)
+    layer: Any = layers[index] if index < len(layers) else None
+    if layer is None or keyless(layer):
+        return
     if type(layer) in PRUNED:
         pruned: Any = object.__new__(PRUNED[type(layer)])
         pruned.__dict__.update(layer.__dict__)
@@ -230,13 +248,15 @@ def moved(cache: Any) -> Tensor | None:
 
 def lacks(layer: Any) -> bool:
     """Whether a layer holds fewer keys than the positions that it reports."""
+    if not isinstance(layer, _Guarded):
+        return False
     reported, window = int(layer.get_seq_length()), width(layer)
-    return isinstance(layer, _Guarded) and held(layer) < (reported if window is None else min(reported, window - 1))
+    return held(layer) < (reported if window is None else min(reported, window - 1))
 
 
 def held(layer: Any) -> int:
     """How many keys a layer holds."""
-    keys = layer.keys
+    keys = getattr(layer, "keys", None)
     return int(keys.shape[-2]) if keys is not None and keys.ndim > 1 else 0
 
 

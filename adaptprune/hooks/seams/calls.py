@@ -79,7 +79,7 @@ def labelled(inputs: Mapping[str, Any]) -> bool:
 
 
 def states_of(output: Any) -> Tensor:
-    """The hidden states that a decoder or base returned, (B, L, D)."""
+    """The hidden states that a decoder returned, (B, L, D)."""
     states = output if isinstance(output, Tensor) else output[0]
     if not isinstance(states, Tensor):
         raise misfit("the decoder's output", f"the first entry of a {type(output).__name__} is no tensor")
@@ -87,7 +87,7 @@ def states_of(output: Any) -> Tensor:
 
 
 def with_states(output: Any, states: Tensor) -> Any:
-    """What a base returned, with other hidden states in it."""
+    """What a decoder returned, with other hidden states in it."""
     if isinstance(output, tuple):
         return (states, *output[1:])
     output.last_hidden_state = states

@@ -13,12 +13,11 @@ from torch import Tensor, nn
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.versions import misfit
 
-#: The attribute of the model around the base, and those of the base that may hold the decoder.
-BASE = "model"
-DECODERS = ("language_model", "text_model")
+#: Where a module may hold the decoder, or another module that does.
+INWARD = ("language_model", "text_model", "decoder", "model")
 #: How a picture or video is put in: the method of the base that encodes it, and its placeholder in the config.
 ENCODERS = {"image": "get_image_features", "video": "get_video_features"}
-PLACEHOLDERS = {"image": "image_token_id", "video": "video_token_id"}
+PLACEHOLDERS = {"image": ("image_token_id", "image_token_index", "image_patch_id"), "video": ("video_token_id",)}
 #: What a family calls the pictures or videos among the arguments of an encode method, whatever its first one is called.
 PICTURES = {"image": "pixel_values", "video": "pixel_values_videos"}
 #: How other arguments of a forward that hold pictures or what was made of them begin.
@@ -38,7 +37,7 @@ class Parts:
     base : nn.Module
         Encodes the pictures; its forward sees `input_ids`. May be `model` itself.
     decoder : nn.Module
-        The language model.
+        The language model: the module that runs the layers.
     layers : list of nn.Module
         The decoder's layers, in the order in which they run.
     """
@@ -50,17 +49,47 @@ class Parts:
 
 
 def parts_of(model: nn.Module) -> Parts:
-    """Take a model apart; AdaptPruneError if a part is not where it is looked for."""
-    base = getattr(model, BASE, model)
-    decoder = next((getattr(base, name) for name in DECODERS if isinstance(getattr(base, name, None), nn.Module)), None)
-    if decoder is None:
-        raise misfit("the decoder", f"{type(base).__name__} has none of {', '.join(DECODERS)}")
-    layers = getattr(decoder, "layers", None)
-    if not isinstance(layers, nn.ModuleList) or not len(layers):
-        raise misfit("the decoder's layers", f"{type(decoder).__name__} has no list of layers")
-    if not hasattr(base, ENCODERS["image"]):
-        raise misfit("the image encoder", f"{type(base).__name__} has no {ENCODERS['image']}")
-    return Parts(model, base, decoder, list(layers))
+    """Take a model apart, by its structure; AdaptPruneError if a part is not where it is looked for.
+
+    The base is the innermost module that encodes pictures and holds a decoder; the model, the innermost one around it
+    that generates (the thinker of an omni model).
+    """
+    bases = [module for module in model.modules() if callable(getattr(type(module), ENCODERS["image"], None))]
+    if not bases:
+        raise misfit("the image encoder", f"{type(model).__name__} has no {ENCODERS['image']}")
+    leading = [(base, inmost) for base in bases if has_layers(inmost := _inmost(base))]
+    if not leading:
+        inmost = _inmost(bases[-1])
+        if inmost is bases[-1]:
+            raise misfit("the decoder", f"{type(inmost).__name__} has none of {', '.join(INWARD)}")
+        raise misfit("the decoder's layers", f"{type(inmost).__name__} has no list of layers")
+    base, decoder = leading[-1]  # modules() goes inward
+    if decoder is base:
+        raise AdaptPruneError(
+            f"{type(base).__name__} encodes pictures and runs the layers itself, so that it is not known where its "
+            "prompt begins: this model cannot be pruned."
+        )
+    generating = [module for module in model.modules() if hasattr(module, "generate")]
+    around = [module for module in generating if any(each is base for each in module.modules())]
+    return Parts(around[-1] if around else model, base, decoder, list(decoder.layers))
+
+
+def has_layers(module: Any) -> bool:
+    """Whether a module has a list of layers that is not empty."""
+    layers = getattr(module, "layers", None)
+    return isinstance(layers, nn.ModuleList) and len(layers) > 0
+
+
+def _inmost(base: nn.Module) -> Any:
+    """The first module with layers on the way inward, or where that way ends."""
+    module: Any = base
+    while not has_layers(module):
+        inner = (getattr(module, name, None) for name in INWARD)
+        found = next((each for each in inner if isinstance(each, nn.Module)), None)
+        if found is None:
+            break
+        module = found
+    return module
 
 
 def unwrapped(model: Any) -> tuple[nn.Module, Callable[[], Tensor] | None]:
@@ -94,12 +123,16 @@ def unwrapped(model: Any) -> tuple[nn.Module, Callable[[], Tensor] | None]:
 
 def placeholder(config: Any, modality: str) -> int | None:
     """The token that stands for a visual token of a modality ("image", "video") in `input_ids`."""
-    return getattr(config, PLACEHOLDERS[modality], None)
+    return next((found for name in PLACEHOLDERS[modality] if (found := getattr(config, name, None)) is not None), None)
 
 
 def features_of(encoded: Any) -> Any:
-    """What goes in place of the placeholders, out of what an encode method returned: (n, D), or one per picture."""
-    return encoded.pooler_output
+    """What goes in place of the placeholders, out of what an encode method returned: (n, D), or one per picture.
+
+    Llama 4 projects its tower's states only in its forward: there they stand for what they will be.
+    """
+    pooled = getattr(encoded, "pooler_output", None)
+    return encoded.last_hidden_state if pooled is None else pooled
 
 
 def ready(features: Mapping[str, Any]) -> dict[str, Any]:
@@ -168,35 +201,7 @@ def packed(base: Any, tiles: list[Tensor], image_sizes: Any, newline: Tensor, **
     return lines
 
 
-# -- a decoder layer ---------------------------------------------------------------------------------------------------
-
-
-def attention_of(layer: nn.Module) -> nn.Module:
-    """The self-attention of a decoder layer."""
-    attention = getattr(layer, "self_attn", None)
-    if not isinstance(attention, nn.Module):
-        raise AdaptPruneError(f"{type(layer).__name__} has no self_attn: this decoder cannot be watched.")
-    return attention
-
-
-def key_projection(layer: nn.Module) -> nn.Module:
-    """The key projection of a decoder layer."""
-    projection = getattr(attention_of(layer), "k_proj", None)
-    if not isinstance(projection, nn.Module):
-        raise AdaptPruneError(
-            f"{type(attention_of(layer)).__name__} has no k_proj, so keys cannot be compared: "
-            "use a method without keys (fastv)."
-        )
-    return projection
-
-
-def normalised(layer: nn.Module, states: Tensor) -> Tensor:
-    """Hidden states as a layer's attention is handed them."""
-    norm = getattr(layer, "input_layernorm", None)
-    if not isinstance(norm, nn.Module):
-        raise AdaptPruneError(f"{type(layer).__name__} has no input_layernorm: use keys='previous' or 'reference'.")
-    out: Tensor = norm(states)
-    return out
+# -- embeddings -------------------------------------------------------------------------------------------------------
 
 
 def token_embeddings(base: nn.Module) -> nn.Module:
@@ -275,6 +280,8 @@ def find_encoding(parts: Parts) -> str:
     if not _picture_arguments(kind):
         raise misfit("the image encoder", f"{kind.__name__}.{ENCODERS['image']} takes no pictures")
     if placeholder(parts.model.config, "image") is None:
-        raise misfit("the placeholder", f"{type(parts.model.config).__name__} has no {PLACEHOLDERS['image']}")
+        raise misfit(
+            "the placeholder", f"{type(parts.model.config).__name__} sets none of {', '.join(PLACEHOLDERS['image'])}"
+        )
     ahead = f"ahead, as {READY}" if takes_ready(parts.model) else "in the first forward"
     return f"{', '.join(name for name in ENCODERS.values() if hasattr(parts.base, name))}; {ahead}"

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from adaptprune.hooks.seams import attention, cache, calls, parts
+from adaptprune.hooks.seams import attention, cache, calls, layers, parts
 from adaptprune.hooks.seams.parts import Parts
 
 
@@ -41,6 +41,11 @@ SEAMS = (
         lambda found, watched: parts.find_encoding(found),
     ),
     Seam(
+        "layers",
+        "a layer attends if it has an attention with projections, and then its cache holds keys; or it reads another's",
+        lambda found, watched: layers.find(found.decoder.config, found.layers),
+    ),
+    Seam(
         "calls",
         "layers take hidden states, a mask and positions; generate() asks the model for the arguments of its forwards",
         lambda found, watched: calls.find(found.model, found.layers),
@@ -53,7 +58,7 @@ SEAMS = (
     Seam(
         "attention",
         "attention modules look their implementation up by the name in their config",
-        lambda found, watched: attention.find([parts.attention_of(layer) for layer in watched]),
+        lambda found, watched: attention.find([layers.attention_of(layer) for layer in watched]),
     ),
 )
 

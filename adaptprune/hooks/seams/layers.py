@@ -1,0 +1,110 @@
+"""A decoder layer: its attention, the keys that this compares, and which layers have a memory of another kind.
+
+Hybrid decoders have layers without keys (linear attention, convolution, state space, or experts alone), and some
+layers read the keys of an earlier one. What a layer is, is told by its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams.versions import misfit
+
+#: What a decoder layer may call its attention, and by what an attention is known among other mixers.
+ATTENTION = ("self_attn", "attention", "attn", "mixer")
+QUERIES = ("q_proj", "q_b_proj")
+#: What keys are projected by; the second is that of latent attention, to what its keys are made of.
+KEYS = ("k_proj", "kv_a_proj_with_mqa")
+#: The norm in front of the attention.
+NORMS = ("input_layernorm", "attn_norm", "operator_norm", "norm")
+
+
+def finds_attention(layer: nn.Module) -> nn.Module | None:
+    """The self-attention of a decoder layer; None for one that has another memory than keys, or none."""
+    found = (getattr(layer, name, None) for name in ATTENTION)
+    return next((each for each in found if isinstance(each, nn.Module) and _has(each, *KEYS, *QUERIES)), None)
+
+
+def _has(module: nn.Module, *names: str) -> bool:
+    return any(isinstance(getattr(module, name, None), nn.Module) for name in names)
+
+
+def attention_of(layer: nn.Module) -> nn.Module:
+    """The self-attention of a decoder layer; AdaptPruneError for one without it."""
+    attention = finds_attention(layer)
+    if attention is None:
+        raise AdaptPruneError(f"{type(layer).__name__} has none of {', '.join(ATTENTION)}: it cannot be watched.")
+    return attention
+
+
+def attending(layers: Sequence[nn.Module]) -> frozenset[int]:
+    """The layers that attend: the others have a memory without keys, or none."""
+    return frozenset(number for number, layer in enumerate(layers) if finds_attention(layer) is not None)
+
+
+def key_sources(layers: Sequence[nn.Module]) -> dict[int, int]:
+    """Layers without keys of their own, and the layer whose keys each reads: the last one before it of its kind."""
+    last: dict[Any, int] = {}
+    sources: dict[int, int] = {}
+    for number, layer in enumerate(layers):
+        attention: Any = finds_attention(layer)
+        if attention is None:
+            continue
+        kind = getattr(attention, "layer_type", None) or bool(getattr(attention, "is_sliding", False))
+        if getattr(attention, "is_kv_shared_layer", False):
+            sources[number] = last[kind]
+        else:
+            last[kind] = number
+    return sources
+
+
+def has_keys(layer: nn.Module) -> bool:
+    """Whether a decoder layer makes keys of its own."""
+    attention = finds_attention(layer)
+    return attention is not None and _has(attention, *KEYS)
+
+
+def key_projection(layer: nn.Module) -> nn.Module:
+    """The projection that a decoder layer's keys come from; AdaptPruneError if it makes none."""
+    attention = attention_of(layer)
+    for name in KEYS:
+        projection = getattr(attention, name, None)
+        if isinstance(projection, nn.Module):
+            return projection
+    raise AdaptPruneError(
+        f"{type(attention).__name__} has no {' or '.join(KEYS)}, so keys cannot be compared: "
+        "use a method without keys (fastv), or another layer."
+    )
+
+
+def normalised(layer: nn.Module, states: Tensor) -> Tensor:
+    """Hidden states as a layer's attention is handed them."""
+    norm = next((found for name in NORMS if isinstance(found := getattr(layer, name, None), nn.Module)), None)
+    if norm is None:
+        raise AdaptPruneError(
+            f"{type(layer).__name__} has none of {', '.join(NORMS)}: use keys='previous' or 'reference'."
+        )
+    out: Tensor = norm(states)
+    return out
+
+
+def find(config: Any, layers: Sequence[nn.Module]) -> str:
+    """Check that the layers found to attend are those whose cache holds keys; says how many do."""
+    attends, sources = attending(layers), key_sources(layers)
+    for number, (layer, memory) in enumerate(zip(layers, kv.layers_of(kv.new_cache(config)), strict=False)):
+        if kv.keyless(memory) == (number in attends and number not in sources):
+            has = "keys" if number not in attends or number in sources else "no keys"
+            raise misfit(
+                "a layer's attention",
+                f"{type(layer).__name__} {number} has {has} in its cache, where its parts ({', '.join(ATTENTION)}) "
+                "say otherwise",
+            )
+    kinds = [f"{len(attends) - len(sources)} layers with keys"]
+    kinds += [f"{len(sources)} that read another's"] if sources else []
+    kinds += [f"{len(layers) - len(attends)} with another memory or none"] if len(attends) < len(layers) else []
+    return ", ".join(kinds)
