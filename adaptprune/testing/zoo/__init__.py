@@ -22,6 +22,7 @@ FILES = {
     "tiles": ("internvl", "idefics3", "smolvlm"),
     "gemma": ("gemma3", "paligemma"),
     "mistral": ("mistral3",),
+    "gated_delta": ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7"),
 }
 
 
