@@ -24,7 +24,7 @@ def _glm(stem: str, attention: str, decoder: Any, rope: dict[str, Any], **more: 
         text_config=text(
             decoder, rope_parameters={"rope_type": "default", "rope_theta": 1e4, **rope}, **more
         ).to_dict(),
-        vision_config={**vision, "image_size": 56, "patch_size": 7, "initializer_range": 0.1},
+        vision_config={**vision, "image_size": 56, "patch_size": 7, "initializer_range": 0.2},
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         image_start_token_id=reserved(0),
