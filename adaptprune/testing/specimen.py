@@ -76,9 +76,9 @@ def reserved(number: int) -> int:
     return VOCABULARY[RESERVED[number]]
 
 
-def no_video() -> Any:
-    """Stands in for a video processor, which needs torchvision."""
-    return admitted(video_stand_in(lambda: None, merge_size=2))
+def no_video(**attributes: Any) -> Any:
+    """Stands in for a video processor, which needs torchvision; `attributes` are those that a processor asks it for."""
+    return admitted(video_stand_in(lambda: None, **{"merge_size": 2, **attributes}))
 
 
 @dataclass

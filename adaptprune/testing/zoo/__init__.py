@@ -22,6 +22,10 @@ FILES = {
     "tiles": ("internvl", "idefics3", "smolvlm"),
     "gemma": ("gemma3", "paligemma"),
     "mistral": ("mistral3",),
+    "gated_delta": ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7"),
+    "grids": ("paddleocr_vl", "video_llama_3", "ernie4_5_vl_moe", "kimi_k25"),
+    "glm": ("glm46v", "glm4v_moe", "glm4v", "glm_ocr"),
+    "windows": ("exaone4_5", "hyperclovax_vision_v2", "cohere_compass", "qwen2_5_omni_thinker"),
 }
 
 
