@@ -20,7 +20,7 @@ FILES = {
     "llava": ("llava", "llava_pixtral", "llava_next", "llava_next_video", "llava_onevision", "video_llava"),
     "qwen": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
     "tiles": ("internvl", "idefics3", "smolvlm"),
-    "gemma": ("gemma3", "paligemma"),
+    "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4"),
     "mistral": ("mistral3",),
 }
 
