@@ -22,6 +22,9 @@ FILES = {
     "tiles": ("internvl", "idefics3", "smolvlm"),
     "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4"),
     "mistral": ("mistral3",),
+    "squares": ("vipllava", "fast_vlm"),
+    "cohere": ("cohere2_vision", "aya_vision"),
+    "tiled": ("ovis2", "perception_lm", "got_ocr2"),
 }
 
 

@@ -96,6 +96,7 @@ def gemma4(attention: str) -> Specimen:
         ),
         audio_config=None,
         tie_word_embeddings=False,
+        initializer_range=0.2,
         image_token_id=IMAGE,
         boi_token_id=VOCABULARY["<boi>"],
         eoi_token_id=VOCABULARY["<eoi>"],
@@ -105,7 +106,9 @@ def gemma4(attention: str) -> Specimen:
         eoa_token_index=reserved(3),
     )  # fmt: skip
     # the processor wants the tokens of sound even where there is none
-    words = tokenizer("<|video|>", "<audio>", "<boa>", "<eoa>", audio_token="<audio>", boa_token="<boa>", eoa_token="<eoa>")
+    words = tokenizer(
+        "<|video|>", "<audio>", "<boa>", "<eoa>", audio_token="<audio>", boa_token="<boa>", eoa_token="<eoa>"
+    )
     processor = hf.Gemma4Processor(
         feature_extractor=Gemma4AudioFeatureExtractor(),
         image_processor=Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
@@ -117,11 +120,12 @@ def gemma4(attention: str) -> Specimen:
         model.model.vision_tower.patch_embedder.position_embedding_table.normal_(std=0.2)  # new, all places are one
         for number, layer in enumerate(model.model.language_model.layers):
             layer.layer_scalar.fill_(0.6 + 0.1 * number)  # new, it is 1
+            layer.self_attn.q_norm.weight.fill_(0.3)  # new, it is 1, and a token would see hardly more than one other
     return Specimen(model, processor, sizes=[(60, 40), (30, 90), (50, 50)])
 
 
 def gemma3n(attention: str) -> Specimen:
-    """Behind a stand-in for its MobileNet, which needs timm: a square of tokens for any picture, as from the real one."""
+    """Behind a stand-in for its MobileNet, which needs timm: any picture is a square of tokens, as from the real one."""
     from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
@@ -141,6 +145,7 @@ def gemma3n(attention: str) -> Specimen:
             activation_sparsity_pattern=[0.5, 0.5, 0.0, 0.0, 0.0, 0.0],
         ),
         tie_word_embeddings=False,
+        initializer_range=0.2,
         vision_soft_tokens_per_image=16,
         boi_token_id=VOCABULARY["<boi>"],
         eoi_token_id=reserved(0),
@@ -159,4 +164,5 @@ def gemma3n(attention: str) -> Specimen:
     with torch.no_grad():
         for layer in model.model.language_model.layers:
             layer.altup.correct_output_scale.normal_(std=1.0)  # new, it is zero, and per-layer inputs would not matter
+            layer.self_attn.q_norm.weight.fill_(0.3)  # as in gemma4
     return Specimen(model, processor, "<soft>", image_token_id=reserved(1))
