@@ -42,7 +42,7 @@ class Tower(PreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=states)
 
 
-def stand_in(base: type, form: str, *, patch: int, hidden_size: int, class_token: bool = False, **options: Any) -> Any:
+def stand_in(base: Any, form: str, *, patch: int, hidden_size: int, class_token: bool = False, **options: Any) -> Any:
     """The config of a Tower, of the class that a model's config wants: AutoModel makes a Tower of it."""
     if base not in KINDS:
         KINDS[base] = type(f"StandIn{base.__name__}", (base,), {"model_type": f"stand_in_{base.model_type}"})

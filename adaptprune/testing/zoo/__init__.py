@@ -20,11 +20,13 @@ FILES = {
     "llava": ("llava", "llava_pixtral", "llava_next", "llava_next_video", "llava_onevision", "video_llava"),
     "qwen": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
     "tiles": ("internvl", "idefics3", "smolvlm"),
-    "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4"),
+    "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4", "gemma4_unified"),
     "mistral": ("mistral3",),
-    "squares": ("vipllava", "fast_vlm"),
+    "squares": ("vipllava", "fast_vlm", "deepseek_vl", "janus"),
     "cohere": ("cohere2_vision", "aya_vision"),
-    "tiled": ("ovis2", "perception_lm", "got_ocr2"),
+    "tiled": ("ovis2", "perception_lm", "got_ocr2", "qianfan_ocr"),
+    "grids": ("lighton_ocr",),
+    "latents": ("aria",),
 }
 
 

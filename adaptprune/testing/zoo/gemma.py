@@ -21,10 +21,10 @@ from adaptprune.testing.specimen import (
 from adaptprune.testing.towers import stand_in
 
 
-def _gemma3(config_kind: Any, model_kind: Any, processor_kind: Any, attention: str) -> Specimen:
+def gemma3(attention: str) -> Specimen:
     from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
 
-    config = config_kind(
+    config = hf.Gemma3Config(
         vision_config=clip(hf.SiglipVisionConfig, size=56),
         text_config=text(
             hf.Gemma3TextConfig,
@@ -39,18 +39,13 @@ def _gemma3(config_kind: Any, model_kind: Any, processor_kind: Any, attention: s
         boi_token_index=VOCABULARY["<boi>"],
         eoi_token_index=VOCABULARY["<eoi>"],
     )
-    processor = processor_kind(
+    processor = hf.Gemma3Processor(
         Gemma3ImageProcessorPil(size={"height": 56, "width": 56}), tokenizer(), image_seq_length=16
     )
-    model = build(model_kind, config, attention)
-    inner = model.model.model if hasattr(model.model, "model") else model.model
+    model = build(hf.Gemma3ForConditionalGeneration, config, attention)
     with torch.no_grad():  # new, it is zero, and so would be every feature
-        inner.multi_modal_projector.mm_input_projection_weight.normal_(std=0.2)
+        model.model.multi_modal_projector.mm_input_projection_weight.normal_(std=0.2)
     return Specimen(model, processor, "<boi>")
-
-
-def gemma3(attention: str) -> Specimen:
-    return _gemma3(hf.Gemma3Config, hf.Gemma3ForConditionalGeneration, hf.Gemma3Processor, attention)
 
 
 def paligemma(attention: str) -> Specimen:
@@ -80,10 +75,41 @@ SHARING = {
 }
 
 
-def gemma4(attention: str) -> Specimen:
-    """As the small ones (E2B): shared keys, per-layer inputs; pictures of at most 70 tokens, the fewest there are."""
-    from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
+#: Tokens that processors of Gemma 4 want, those of sound even where there is none.
+SOUND = {"audio_token": "<audio>", "boa_token": "<boa>", "eoa_token": "<eoa>"}
+GEMMA4_IDS = {
+    "tie_word_embeddings": False,
+    "initializer_range": 0.2,
+    "image_token_id": IMAGE,
+    "boi_token_id": VOCABULARY["<boi>"],
+    "eoi_token_id": VOCABULARY["<eoi>"],
+    "video_token_id": reserved(0),
+    "audio_token_id": reserved(1),
+    "boa_token_id": reserved(2),
+    "eoa_token_index": reserved(3),
+}
+
+
+def _gemma4(model: Any, kind: Any, sound: Any, **pictures: int) -> Specimen:
+    """Pictures of at most 70 tokens, the fewest there are."""
     from transformers.models.gemma4.image_processing_pil_gemma4 import Gemma4ImageProcessorPil
+
+    with torch.no_grad():
+        for number, layer in enumerate(model.model.language_model.layers):
+            layer.layer_scalar.fill_(0.6 + 0.1 * number)  # new, it is 1
+            layer.self_attn.q_norm.weight.fill_(0.3)  # new, it is 1, and a token would see hardly more than one other
+    processor = kind(
+        feature_extractor=sound,
+        image_processor=Gemma4ImageProcessorPil(**pictures, max_soft_tokens=70),
+        tokenizer=tokenizer("<|video|>", *SOUND.values(), **SOUND),
+        video_processor=no_video(),
+    )
+    return Specimen(model, processor, sizes=[(60, 40), (30, 90), (50, 50)])
+
+
+def gemma4(attention: str) -> Specimen:
+    """As the small ones (E2B): shared keys, per-layer inputs."""
+    from transformers.models.gemma4.feature_extraction_gemma4 import Gemma4AudioFeatureExtractor
 
     config = hf.Gemma4Config(
         vision_config=hf.Gemma4VisionConfig(
@@ -95,37 +121,42 @@ def gemma4(attention: str) -> Specimen:
             use_double_wide_mlp=True,
         ),
         audio_config=None,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-        image_token_id=IMAGE,
-        boi_token_id=VOCABULARY["<boi>"],
-        eoi_token_id=VOCABULARY["<eoi>"],
-        video_token_id=reserved(0),
-        audio_token_id=reserved(1),
-        boa_token_id=reserved(2),
-        eoa_token_index=reserved(3),
+        **GEMMA4_IDS,
     )  # fmt: skip
-    # the processor wants the tokens of sound even where there is none
-    words = tokenizer(
-        "<|video|>", "<audio>", "<boa>", "<eoa>", audio_token="<audio>", boa_token="<boa>", eoa_token="<eoa>"
-    )
-    processor = hf.Gemma4Processor(
-        feature_extractor=Gemma4AudioFeatureExtractor(),
-        image_processor=Gemma4ImageProcessorPil(patch_size=4, pooling_kernel_size=2, max_soft_tokens=70),
-        tokenizer=words,
-        video_processor=no_video(),
-    )
     model = build(hf.Gemma4ForConditionalGeneration, config, attention)
     with torch.no_grad():
         model.model.vision_tower.patch_embedder.position_embedding_table.normal_(std=0.2)  # new, all places are one
-        for number, layer in enumerate(model.model.language_model.layers):
-            layer.layer_scalar.fill_(0.6 + 0.1 * number)  # new, it is 1
-            layer.self_attn.q_norm.weight.fill_(0.3)  # new, it is 1, and a token would see hardly more than one other
-    return Specimen(model, processor, sizes=[(60, 40), (30, 90), (50, 50)])
+    return _gemma4(model, hf.Gemma4Processor, Gemma4AudioFeatureExtractor(), patch_size=4, pooling_kernel_size=2)
+
+
+def gemma4_unified(attention: str) -> Specimen:
+    """As the large ones of Gemma 4: pictures see themselves in both directions, where layers have a window.
+
+    Its image processor, which needs torchvision, merges patches. That of Gemma 4 makes the same if its patches are as
+    large as merged ones, and not pooled.
+    """
+    from transformers.models.gemma4_unified.feature_extraction_gemma4_unified import Gemma4UnifiedAudioFeatureExtractor
+
+    config = hf.Gemma4UnifiedConfig(
+        vision_config=hf.Gemma4UnifiedVisionConfig(
+            patch_size=4, pooling_kernel_size=2, mm_embed_dim=32, mm_posemb_size=128, output_proj_dims=32,
+            initializer_range=0.2,
+        ),
+        text_config=text(
+            hf.Gemma4UnifiedTextConfig, sliding_window=24, layer_types=["sliding_attention", "full_attention"] * 3,
+            global_head_dim=32, num_global_key_value_heads=1, attention_k_eq_v=True,
+            use_bidirectional_attention="vision", tie_word_embeddings=False,
+        ),
+        audio_config=None,
+        **GEMMA4_IDS,
+    )  # fmt: skip
+    model = build(hf.Gemma4UnifiedForConditionalGeneration, config, attention)
+    sound = Gemma4UnifiedAudioFeatureExtractor()
+    return _gemma4(model, hf.Gemma4UnifiedProcessor, sound, patch_size=8, pooling_kernel_size=1)
 
 
 def gemma3n(attention: str) -> Specimen:
-    """Behind a stand-in for its MobileNet, which needs timm: any picture is a square of tokens, as from the real one."""
+    """Behind a stand-in for its MobileNet, which needs timm: any picture is a square of tokens, as from that."""
     from transformers.models.gemma3n.feature_extraction_gemma3n import Gemma3nAudioFeatureExtractor
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import transformers as hf
 
-from adaptprune.testing.specimen import IMAGE, VIDEO, Specimen, build, clip, no_video, reserved, text, tokenizer
+from adaptprune.testing.specimen import (
+    IMAGE,
+    VIDEO,
+    VOCABULARY,
+    Specimen,
+    build,
+    clip,
+    no_video,
+    reserved,
+    text,
+    tokenizer,
+)
 from adaptprune.testing.towers import stand_in
 
 SIZES = [(112, 56), (50, 50), (56, 168)]
@@ -78,7 +89,7 @@ def perception_lm(attention: str) -> Specimen:
 class _GotOcr2Lists(hf.GotOcr2Processor):
     """`GotOcr2Processor` takes one list of pictures, and no text alone: here lists of lists, and both."""
 
-    images_kwargs = {"crop_to_patches": True, "min_patches": 1, "max_patches": 4}  # noqa: RUF012
+    images_kwargs: ClassVar[dict[str, Any]] = {"crop_to_patches": True, "min_patches": 1, "max_patches": 4}
     num_image_tokens = 16
 
     def __call__(self, images: Any = None, text: Any = None, **options: Any) -> Any:
@@ -105,3 +116,23 @@ def got_ocr2(attention: str) -> Specimen:
             if "pos" in name:  # new, they are zero
                 parameter.normal_(std=0.2)
     return Specimen(model, processor, "<img> <imgpad> </img>", sizes=SIZES, image_token_id=reserved(0))
+
+
+def qianfan_ocr(attention: str) -> Specimen:
+    from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import GotOcr2ImageProcessorPil
+
+    config = hf.QianfanOCRConfig(
+        vision_config=clip(
+            hf.QianfanOCRVisionConfig, size=[56, 56], patch=[7, 7], layer_scale_init_value=1.0, initializer_range=0.2
+        ),
+        text_config=text(hf.Qwen3Config), image_token_id=VOCABULARY["<ctx>"], image_seq_length=16,
+        initializer_range=0.2,
+    )  # fmt: skip
+    pictures = GotOcr2ImageProcessorPil(
+        size={"height": 56, "width": 56}, crop_to_patches=True, min_patches=1, max_patches=4
+    )
+    processor = hf.QianfanOCRProcessor(pictures, tokenizer(), image_seq_length=16)
+    model = build(hf.QianfanOCRForConditionalGeneration, config, attention)
+    with torch.no_grad():
+        model.model.vision_tower.embeddings.position_embeddings.normal_(std=0.2)  # new, all places are one
+    return Specimen(model, processor, sizes=SIZES, image_token_id=VOCABULARY["<ctx>"])
