@@ -139,7 +139,7 @@ def finish(model: Any) -> Any:
     return model.eval()
 
 
-def build(kind: Any, config: Any, attention: str, dtype: torch.dtype = torch.float32) -> Any:
+def build(kind: Any, config: Any, attention: str | None, dtype: torch.dtype = torch.float32) -> Any:
     torch.manual_seed(0)
     return finish(kind._from_config(config, attn_implementation=attention, dtype=dtype))
 
