@@ -22,6 +22,9 @@ FILES = {
     "tiles": ("internvl", "idefics3", "smolvlm"),
     "gemma": ("gemma3", "paligemma"),
     "mistral": ("mistral3",),
+    "liquid": ("lfm2_vl",),
+    "llama": ("llama4",),
+    "nemotron": ("nemotron_h_omni",),
 }
 
 
