@@ -24,7 +24,9 @@ FILES = {
     "mistral": ("mistral3",),
     "liquid": ("lfm2_vl",),
     "llama": ("llama4",),
+    "molmo": ("molmo2",),
     "nemotron": ("nemotron_h_omni",),
+    "step": ("step3p7",),
 }
 
 

@@ -36,7 +36,7 @@ def llama4(attention: str) -> Specimen:
             "intermediate_size": 128,  # what four patches make together
             "num_hidden_layers": 3,
             "num_attention_heads": 4,
-            "image_size": 32,
+            "image_size": 48,
             "patch_size": 8,
             "vision_output_dim": 32,
             "projector_input_dim": 32,
@@ -52,15 +52,14 @@ def llama4(attention: str) -> Specimen:
             moe_layers=[1, 3, 5],
             no_rope_layers=[1, 1, 0, 1, 1, 0],
             attention_chunk_size=24,
-            floor_scale=16,  # so that the temperature of the layers without rotary embeddings acts on short prompts
         ).to_dict(),
         image_token_index=reserved(1),
         boi_token_index=reserved(2),
         eoi_token_index=reserved(3),
     )
-    size = {"height": 32, "width": 32}
+    size = {"height": 48, "width": 48}
     processor = hf.Llama4Processor(
         image_processor("llama4", "Llama4ImageProcessor", size=size, max_patches=4), tokenizer(*MARKS), patch_size=8
     )
     model = _with_image_outputs(build(hf.Llama4ForConditionalGeneration, config, attention))
-    return Specimen(model, processor, "<|image|>", sizes=[(64, 30), (30, 30), (40, 60)], image_token_id=reserved(1))
+    return Specimen(model, processor, "<|image|>", sizes=[(96, 45), (45, 45), (60, 90)], image_token_id=reserved(1))

@@ -19,6 +19,9 @@ def _waken(model: Any) -> Any:
                 parameter.uniform_(-1.0, 1.0)  # steps of 0.3 to 1.3 instead of 0.001 to 0.1
             elif name.endswith((".D", ".A_log")):
                 parameter.uniform_(-1.0, 0.5)
+            elif name.endswith("mixer.out_proj.weight"):
+                parameter.normal_(std=0.2)
+        model.multi_modal_projector.linear_2.weight /= 10  # or a picture would drown what the layers add to it
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)

@@ -41,7 +41,12 @@ def _normalize(image: Tensor, mean: Any, std: Any, inplace: bool = False) -> Ten
 
 def _pad(image: Tensor, padding: list[int], fill: Any = 0, padding_mode: str = "constant") -> Tensor:
     left, top, right, bottom = padding
-    return torch.nn.functional.pad(image, (left, right, top, bottom), value=float(fill or 0))
+    height, width = image.shape[-2:]
+    colours = image.new_tensor(fill if isinstance(fill, list) else [fill])[:, None, None]
+    made = image.new_empty((*image.shape[:-2], top + height + bottom, left + width + right))
+    made[:] = colours
+    made[..., top : top + height, left : left + width] = image
+    return made
 
 
 def _stand_in() -> Any:
