@@ -27,6 +27,8 @@ FILES = {
     "molmo": ("molmo2",),
     "nemotron": ("nemotron_h_omni",),
     "step": ("step3p7",),
+    "granite": ("granite4_vision",),
+    "omni": ("qwen3_omni_moe_thinker",),
 }
 
 

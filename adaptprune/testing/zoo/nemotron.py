@@ -44,7 +44,14 @@ def nemotron_h_omni(attention: str) -> Specimen:
         text_config=text(
             hf.NemotronHConfig,
             num_hidden_layers=None,
-            layers_block_type=["linear_attention", "full_attention", "moe", "linear_attention", "full_attention", "mlp"],
+            layers_block_type=[
+                "linear_attention",
+                "full_attention",
+                "moe",
+                "linear_attention",
+                "full_attention",
+                "mlp",
+            ],
             ssm_state_size=8,
             mamba_num_heads=4,
             mamba_head_dim=32,

@@ -21,7 +21,7 @@ def _waken(model: Any) -> Any:
                 parameter.uniform_(0.5, 1.5)
             elif "vision_model" in name and name.endswith("weight") and parameter.ndim > 1:
                 parameter.normal_(std=0.2)
-        model.model.multi_modal_projector.weight.normal_(std=0.05)
+        model.model.multi_modal_projector.weight.normal_(std=0.003)  # the tower's outputs are large
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.normal_(std=0.2)
@@ -55,6 +55,4 @@ def step3p7(attention: str) -> Specimen:
     pictures.vision_patch_size = 7  # not among the settings: the tower of every checkpoint has 14
     processor = hf.Step3p7Processor(pictures, tokenizer(*MARKS))
     model = _waken(build(hf.Step3p7ForConditionalGeneration, config, attention))
-    return Specimen(
-        model, processor, "<im_patch>", sizes=[(112, 112), (60, 50), (80, 40)], image_token_id=reserved(0)
-    )
+    return Specimen(model, processor, "<im_patch>", sizes=[(112, 112), (60, 50), (80, 40)], image_token_id=reserved(0))

@@ -52,7 +52,9 @@ def _pad(image: Tensor, padding: list[int], fill: Any = 0, padding_mode: str = "
 def _stand_in() -> Any:
     functions: Any = ModuleType("torchvision.transforms.v2.functional")
     functions.resize, functions.normalize, functions.pad = _resize, _normalize, _pad
-    functions.grayscale_to_rgb = lambda image: image.expand(*image.shape[:-3], 3, -1, -1) if image.shape[-3] == 1 else image
+    functions.grayscale_to_rgb = lambda image: (
+        image.expand(*image.shape[:-3], 3, -1, -1) if image.shape[-3] == 1 else image
+    )
     functions.InterpolationMode = _Interpolation
     return functions
 
