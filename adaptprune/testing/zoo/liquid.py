@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from adaptprune.testing.specimen import IMAGE, Specimen, build, clip, text, tokenizer
+from adaptprune.testing.specimen import IMAGE, VIDEO, VOCABULARY, Specimen, build, clip, no_video, text, tokenizer
 from adaptprune.testing.zoo.without_torchvision import image_processor
 
 MARKS = ("<|image_start|>", "<|image_end|>", "<|img_thumbnail|>")
@@ -31,3 +31,35 @@ def lfm2_vl(attention: str) -> Specimen:
     processor = hf.Lfm2VlProcessor(pictures, tokenizer(*MARKS, *MARKED_TILES))
     model = build(hf.Lfm2VlForConditionalGeneration, config, attention)
     return Specimen(model, processor, sizes=[(90, 60), (30, 60), (40, 130)])
+
+
+def lfm3_vl(attention: str) -> Specimen:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    layers = ["conv", "sliding_attention", "full_attention", "sliding_attention", "conv", "full_attention"]
+    config = hf.Lfm3VlConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "patch_size": 7,
+            "num_hidden_layers": 3,
+            "layer_types": ["conv", "full_attention", "full_attention"],
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "initializer_range": 0.2,
+        },
+        text_config=text(hf.Lfm3Config, layer_types=layers, sliding_window=24, tie_word_embeddings=False),
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=VOCABULARY["<|vision_start|>"],
+        vision_end_token_id=VOCABULARY["<|vision_end|>"],
+        projector_hidden_size=64,
+        tie_word_embeddings=False,  # tied, it would say its last word again and again
+    )
+    pictures = Qwen2VLImageProcessorPil(
+        patch_size=7, merge_size=2, size={"shortest_edge": 14 * 14, "longest_edge": 14 * 14 * 30}
+    )
+    processor = hf.Lfm3VlProcessor(pictures, tokenizer(), no_video())
+    model = build(hf.Lfm3VlForConditionalGeneration, config, attention)
+    placeholder = "<|vision_start|> <image> <|vision_end|>"
+    return Specimen(model, processor, placeholder, sizes=[(70, 42), (28, 84), (56, 56)])

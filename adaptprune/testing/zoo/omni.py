@@ -32,6 +32,7 @@ def qwen3_omni_moe_thinker(attention: str) -> Specimen:
             "patch_size": 7,
             "num_position_embeddings": 64,
             "deepstack_visual_indexes": [0, 1, 2],
+            "initializer_range": 0.2,
         },
         audio_config={
             "encoder_layers": 1,
