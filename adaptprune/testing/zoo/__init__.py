@@ -29,7 +29,7 @@ FILES = {
     "step": ("step3p7",),
     "latents": ("idefics2",),
     "hunyuan": ("hunyuan_vl",),
-    "granite": ("granite4_vision",),
+    "granite": ("granite4_vision", "granite_docling"),
     "omni": ("qwen3_omni_moe_thinker",),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from adaptprune.testing.specimen import IMAGE, Specimen, build, clip, resize, text, tokenizer
+from adaptprune.testing.specimen import IMAGE, PAD, Specimen, build, clip, resize, text, tokenizer
 
 PINPOINTS = [[28, 56], [56, 28], [56, 56], [84, 28], [28, 84]]
 
@@ -42,3 +42,37 @@ def granite4_vision(attention: str) -> Specimen:
     )
     model = build(hf.Granite4VisionForConditionalGeneration, config, attention)
     return Specimen(model, processor, sizes=[(60, 31), (33, 90), (50, 50)])
+
+
+def granite_docling(attention: str) -> Specimen:
+    from transformers.models.granite_docling.image_processing_pil_granite_docling import GraniteDoclingImageProcessorPil
+
+    config = hf.GraniteDoclingConfig(
+        vision_config={
+            "hidden_size": 32,
+            "intermediate_size": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "image_size": 32,
+            "patch_size": 8,
+            "out_hidden_size": 64,
+            "scale_factor": 2,
+            "deepstack_visual_indexes": [0, 1, 2],
+            "initializer_range": 0.2,
+        },
+        text_config=text(
+            hf.GraniteDoclingConfig().text_config.__class__,
+            # not one, so that they act, but so that layers differ visibly
+            embedding_multiplier=2.0,
+            residual_multiplier=0.8,
+            attention_multiplier=0.25,
+            tie_word_embeddings=False,  # tied, it would say its last word again and again
+        ),
+        image_token_id=IMAGE,
+        pad_token_id=PAD,
+        tie_word_embeddings=False,
+    )
+    pictures = GraniteDoclingImageProcessorPil(size={"height": 32, "width": 32}, max_patches=4)
+    processor = hf.GraniteDoclingProcessor(pictures, tokenizer(), image_seq_len=4)
+    model = build(hf.GraniteDoclingForConditionalGeneration, config, attention)
+    return Specimen(model, processor, sizes=[(64, 60), (30, 30), (32, 90)])

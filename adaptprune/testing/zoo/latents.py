@@ -15,7 +15,7 @@ def idefics2(attention: str) -> Specimen:
         vision_config=clip(vision, size=56, initializer_range=0.2).to_dict(),
         perceiver_config={
             "hidden_size": 64,
-            "resampler_n_latents": 9,
+            "resampler_n_latents": 16,
             "resampler_depth": 2,
             "resampler_n_heads": 4,
             "resampler_head_dim": 16,
@@ -28,6 +28,6 @@ def idefics2(attention: str) -> Specimen:
     processor = hf.Idefics2Processor(
         Idefics2ImageProcessorPil(size={"shortest_edge": 28, "longest_edge": 56}, do_image_splitting=False),
         tokenizer("<end_of_utterance>", image_boundary_token="<fake_token_around_image>"),
-        image_seq_len=9,
+        image_seq_len=16,
     )
     return Specimen(build(hf.Idefics2ForConditionalGeneration, config, attention), processor)

@@ -48,7 +48,7 @@ def lfm3_vl(attention: str) -> Specimen:
             "num_key_value_heads": 2,
             "initializer_range": 0.2,
         },
-        text_config=text(hf.Lfm3Config, layer_types=layers, sliding_window=24, tie_word_embeddings=False),
+        text_config=text(hf.Lfm3Config, layer_types=layers, sliding_window=16, tie_word_embeddings=False),
         image_token_id=IMAGE,
         video_token_id=VIDEO,
         vision_start_token_id=VOCABULARY["<|vision_start|>"],

@@ -1,8 +1,8 @@
 """The stock image processors that transformers has for torchvision alone, where torchvision is missing.
 
-LFM2-VL, Llama 4, Nemotron and others have no `...ImageProcessorPil`. What these classes take from torchvision is four
-small functions; here are these in plain torch, so that the tiling, the sizes and the names of what is returned are
-transformers' own. Where torchvision is installed, it is used.
+LFM2-VL, Llama 4, Nemotron, Molmo 2 and Step 3.7 have no `...ImageProcessorPil`. What these classes take from
+torchvision is a few small functions; here are these in plain torch, so that the tiling, the sizes and the names of what
+is returned are transformers' own. Where torchvision is installed, it is used.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 from enum import Enum
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor
@@ -21,7 +20,6 @@ from adaptprune.hooks.seams.processors import has_torchvision
 
 
 class _Interpolation(Enum):
-    NEAREST = "nearest"
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
     LANCZOS = "lanczos"
@@ -60,18 +58,26 @@ def _stand_in() -> Any:
 
 
 def image_processor(model_type: str, kind: str, **settings: Any) -> Any:
-    """A stock image processor of a model type, by the name of its class."""
+    """A stock image processor of a model type, by the name of its class.
+
+    Without torchvision, transformers itself still says that the class is missing; its base class, which other image
+    processors share, keeps the stand-ins.
+    """
     where = f"transformers.models.{model_type}.image_processing_{model_type}"
     if has_torchvision():
         return getattr(importlib.import_module(where), kind)(**settings)
     backends: Any = importlib.import_module("transformers.image_processing_backends")
     functions = getattr(backends, "tvF", None) or _stand_in()
     v2 = SimpleNamespace(functional=functions)
-    names = {"torchvision": SimpleNamespace(), "torchvision.transforms": SimpleNamespace(v2=v2)}
+    names: dict[str, Any] = {"torchvision": SimpleNamespace(), "torchvision.transforms": SimpleNamespace(v2=v2)}
     names |= {"torchvision.transforms.v2": v2, "torchvision.transforms.v2.functional": functions}
-    with mock.patch.dict(sys.modules, names):  # for the import alone: nothing else may take this for torchvision
+    sys.modules.update(names)
+    try:
         made = getattr(importlib.import_module(where), kind)
+    finally:
+        for name in names:  # they were for this import alone: nothing else may take them for torchvision
+            del sys.modules[name]
     backends.tvF = functions
-    modes = {0: "NEAREST", 1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC"}  # by PIL's numbers
+    modes = {1: "LANCZOS", 2: "BILINEAR", 3: "BICUBIC"}  # by PIL's numbers
     backends.pil_torch_interpolation_mapping = {number: _Interpolation[name] for number, name in modes.items()}
     return made(**settings)
