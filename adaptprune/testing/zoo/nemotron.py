@@ -11,6 +11,9 @@ from adaptprune.testing.specimen import IMAGE, VIDEO, Specimen, build, no_video,
 from adaptprune.testing.zoo.without_torchvision import image_processor
 
 
+LAYERS = ["linear_attention", "full_attention", "moe", "mlp", "full_attention", "linear_attention"]
+
+
 def _waken(model: Any) -> Any:
     """Random values for what a new model sets to a constant, or starts so small that nothing is seen of it."""
     with torch.no_grad():
@@ -44,14 +47,7 @@ def nemotron_h_omni(attention: str) -> Specimen:
         text_config=text(
             hf.NemotronHConfig,
             num_hidden_layers=None,
-            layers_block_type=[
-                "linear_attention",
-                "full_attention",
-                "moe",
-                "linear_attention",
-                "full_attention",
-                "mlp",
-            ],
+            layers_block_type=LAYERS,
             ssm_state_size=8,
             mamba_num_heads=4,
             mamba_head_dim=32,
