@@ -10,7 +10,6 @@ import transformers as hf
 from adaptprune.testing.specimen import IMAGE, VIDEO, Specimen, build, no_video, reserved, text, tokenizer
 from adaptprune.testing.zoo.without_torchvision import image_processor
 
-
 LAYERS = ["linear_attention", "full_attention", "moe", "mlp", "full_attention", "linear_attention"]
 
 
