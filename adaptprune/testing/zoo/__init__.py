@@ -30,7 +30,15 @@ FILES = {
     "cohere": ("cohere2_vision", "aya_vision"),
     "tiled": ("ovis2", "perception_lm", "got_ocr2", "qianfan_ocr"),
     "lighton": ("lighton_ocr",),
-    "latents": ("aria",),
+    "latents": ("aria", "idefics2"),
+    "liquid": ("lfm2_vl", "lfm3_vl"),
+    "llama": ("llama4",),
+    "molmo": ("molmo2",),
+    "nemotron": ("nemotron_h_omni",),
+    "step": ("step3p7",),
+    "hunyuan": ("hunyuan_vl",),
+    "granite": ("granite4_vision", "granite_docling"),
+    "omni": ("qwen3_omni_moe_thinker",),
 }
 
 
