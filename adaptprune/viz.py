@@ -9,7 +9,6 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from adaptprune.families import family_of
 from adaptprune.hooks.seams import processors
 from adaptprune.report import SampleReport
 
@@ -41,20 +40,23 @@ def overlay(
     return side_by_side([_panel(*panel) for panel in zip(pictures, shapes, kept, strict=True)])
 
 
-def pictures_seen(config: Any, processor: Any, inputs: Mapping[str, Tensor]) -> list[Image.Image] | None:
-    """The pictures in `pixel_values`, one per grid; None for families that do not lay them out so.
+def pictures_seen(processor: Any, inputs: Mapping[str, Tensor], sample: SampleReport) -> list[Image.Image] | None:
+    """The pictures in `pixel_values`, one per grid; None for models that do not lay them out so.
 
     Parameters
     ----------
-    config
-        The model's config.
     inputs : mapping
         Model inputs of a batch of one.
+    sample : SampleReport
+        What `prune` reported of it: a picture belongs to a grid of its shape.
     """
     pixels = inputs.get("pixel_values")
-    if pixels is None or not family_of(config).picture_per_grid(config) or pixels.shape[-3] != 3:
+    if not isinstance(pixels, Tensor) or pixels.ndim < 4 or pixels.shape[-3] != 3:
         return None
-    flat = pixels.reshape(-1, *pixels.shape[-3:])
+    height, width = pixels.shape[-2:]
+    flat = pixels.reshape(-1, 3, height, width)
+    if len(flat) != len(sample.grids) or any(rows * width != columns * height for _, rows, columns in sample.grids):
+        return None
     means, deviations = processors.colour_means(processor), processors.colour_deviations(processor)
     return [_picture(picture, means, deviations) for picture in flat]
 

@@ -212,7 +212,7 @@ def test_the_engine_answers_and_draws(family):
     assert answer.report.samples[0].num_kept == int(0.3 * answer.report.samples[0].num_visual)
     assert answer.timings.new_tokens == 4
     (sample,) = answer.report.samples
-    seen = pictures_seen(one.model.config, one.processor, answer.inputs)
+    seen = pictures_seen(one.processor, answer.inputs, sample)
     picture = overlay(images, sample, seen)
     widths = [columns for _, _, columns in sample.grids]
     assert picture.width == sum(widths) * CELL + GAP * (len(widths) - 1)

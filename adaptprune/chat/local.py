@@ -123,7 +123,7 @@ class LocalBackend:
             return
         sample = report.samples[0]
         reply.method, reply.visual_tokens, reply.visual_tokens_kept = report.method, report.num_visual, report.num_kept
-        reply.overlay = overlay(images, sample, pictures_seen(self.model.config, self.processor, full))
+        reply.overlay = overlay(images, sample, pictures_seen(self.processor, full, sample))
 
     # -- pruning ------------------------------------------------------------------------------------------------------
 

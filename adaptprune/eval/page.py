@@ -77,7 +77,7 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
             answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
             assert answer.report is not None
             sample = answer.report.samples[0]
-            picture = overlay(images, sample, pictures_seen(engine.model.config, engine.processor, answer.inputs))
+            picture = overlay(images, sample, pictures_seen(engine.processor, answer.inputs, sample))
             label = f"{column.method}, {sample.num_kept} of {sample.num_visual} tokens"
             figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
         marks = ", ".join(sorted(item.marks)).replace("_", " ")

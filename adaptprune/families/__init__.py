@@ -1,6 +1,7 @@
-"""Visual layouts, one file each: where a model's visual tokens stand in its prompt and on which grid.
+"""Visual layouts: where a model's visual tokens stand in its prompt and on which grid.
 
-A new family is a file here and a line in FAMILIES (or an entry point of another package), under its `model_type`.
+`Generic` finds that for any model whose arguments say it; a family file overrides what they do not. A model type that
+is to be known by name has a row in TYPES (`types`), or an entry point of another package, under its `model_type`.
 """
 
 from __future__ import annotations
@@ -9,42 +10,54 @@ from typing import Any
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families.base import Family, Layout, join
+from adaptprune.families.types import REFUSED, TYPES
 from adaptprune.registry import Registry
 
 FAMILIES = Registry(
     "family",
-    {
-        "llava": "adaptprune.families.llava:Llava",
-        "llava_next": "adaptprune.families.llava_next:LlavaNext",
-        "llava_next_video": "adaptprune.families.llava_next_video:LlavaNextVideo",
-        "llava_onevision": "adaptprune.families.llava_onevision:LlavaOnevision",
-        "video_llava": "adaptprune.families.video_llava:VideoLlava",
-        "qwen2_vl": "adaptprune.families.qwen_vl:QwenVL",
-        "qwen2_5_vl": "adaptprune.families.qwen_vl:QwenVL",
-        "qwen3_vl": "adaptprune.families.qwen_vl:Qwen3VL",
-        "qwen3_vl_moe": "adaptprune.families.qwen_vl:Qwen3VL",
-        "internvl": "adaptprune.families.internvl:InternVL",
-        "gemma3": "adaptprune.families.gemma3:Gemma3",
-        "idefics3": "adaptprune.families.idefics3:Idefics3",
-        "smolvlm": "adaptprune.families.idefics3:Idefics3",
-        "mistral3": "adaptprune.families.mistral3:Mistral3",
-        "paligemma": "adaptprune.families.paligemma:PaliGemma",
-    },
+    {name: f"adaptprune.families.{row.family}" for name, row in TYPES.items()},
     group="adaptprune.families",
 )
 
-__all__ = ["FAMILIES", "Family", "Layout", "check_there", "family_of", "join", "list_families", "missing", "since"]
+__all__ = [
+    "FAMILIES",
+    "REFUSED",
+    "TYPES",
+    "Family",
+    "Layout",
+    "check_there",
+    "family_of",
+    "is_tested",
+    "join",
+    "list_families",
+    "missing",
+    "since",
+    "why_refused",
+]
 
 
 def list_families() -> list[str]:
-    """The values of `config.model_type` that can be pruned."""
+    """The values of `config.model_type` that are known by name: tested ones, and those of other packages.
+
+    Others are tried by their structure, and `prune` checks whether that works.
+    """
     return FAMILIES.names()
 
 
+def is_tested(model_type: str) -> bool:
+    """Whether a model type has a specimen that every change is tested with."""
+    return model_type in TYPES
+
+
+def why_refused(model_type: str | None) -> str | None:
+    """Why a model type cannot be pruned, and what to do; None if nothing is known against it."""
+    reason = REFUSED.get(model_type or "")
+    return reason and reason.format(known=", ".join(("qwen3_vl", "gemma3", "internvl")))
+
+
 def since(model_type: str) -> str | None:
-    """The first release of transformers that a registered model type works with; None if it comes from elsewhere."""
-    found: str | None = vars(FAMILIES.get(model_type)).get("since")  # not what a class inherits from another model's
-    return found
+    """The first tested release of transformers that a model type works with; None if it comes from elsewhere."""
+    return TYPES[model_type].since if model_type in TYPES else None
 
 
 def missing(model_type: str) -> str | None:
@@ -74,16 +87,21 @@ def family_of(config: Any) -> Family:
     Raises
     ------
     AdaptPruneError
-        No family has that model type (the supported ones are named), the installed transformers is too old for it, or
-        a model with this config cannot be pruned.
+        A model of that type cannot be pruned (the reason is given), the installed transformers is too old for it, or a
+        model with this config cannot be pruned.
     """
     model_type = getattr(config, "model_type", None)
+    if (reason := why_refused(model_type)) is not None:
+        raise AdaptPruneError(f"model type {model_type!r} cannot be pruned: {reason}.")
     if model_type not in FAMILIES.names():
-        raise AdaptPruneError(
-            f"model type {model_type!r} is not a supported vision-language model. Supported: "
-            f"{', '.join(list_families())} (another package can add one: see CONTRIBUTING.md)."
-        )
+        from adaptprune.families.generic import Generic
+
+        unknown = Generic()
+        unknown.causal = False  # nobody has looked
+        return unknown
     check_there(model_type)
     family: Family = FAMILIES.get(model_type)()
+    if model_type in TYPES:
+        family.causal = TYPES[model_type].causal
     family.check(config)
     return family

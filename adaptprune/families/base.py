@@ -41,37 +41,34 @@ class Layout:
 class Family:
     """One visual layout.
 
-    A subclass sets `model_types` and overrides `cells`; the rest has defaults that fit most models. Where the parts of
-    a model are is found by its structure (`adaptprune.hooks.seams.parts`).
+    A subclass overrides `cells` or `group` and declares limits; where the parts of a model are is found by its
+    structure (`adaptprune.hooks.seams.parts`). `adaptprune.families.generic.Generic` finds cells, too.
     """
 
-    model_types: ClassVar[tuple[str, ...]] = ()
+    #: What models these are, if another package brings them (those that come with this one are in `TYPES`).
     summary: ClassVar[str] = ""
-    #: The first release of transformers that has these models and that this is known to work with. None: their classes
-    #: come from elsewhere. Holds for this class alone: a subclass for other models says its own.
-    since: ClassVar[str | None] = None
-    #: Sites (encoder: before the language model, layer=0) and inputs.
-    supports: ClassVar[dict[str, bool]] = {
-        "decoder": True,
-        "encoder": True,
-        "images": True,
-        "several images": True,
-        "video": False,
-        "batch": True,
-    }
     #: Whether a token sees nothing that comes after it (not so where images see all of themselves).
-    causal: ClassVar[bool] = True
+    causal: bool = True
+
+    def __init__(self) -> None:
+        #: What a reader of a report should know of the geometry, each once.
+        self.notes: list[str] = []
+
+    def note(self, text: str) -> None:
+        """Have something said in the report."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def check(self, config: Any) -> None:
         """Raise AdaptPruneError if a model with this config cannot be pruned although its type is known."""
 
-    def picture_per_grid(self, config: Any) -> bool:
-        """Whether `pixel_values` holds exactly one picture per grid, in order."""
-        return False
-
     def smallest_layer(self, config: Any) -> int:
         """The first decoder layer before which tokens can leave."""
         return 0
+
+    def longest(self, config: Any) -> tuple[int, str] | None:
+        """How many positions a sequence may have, answer included, and what is beyond that; None: any number."""
+        return None
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         """Where the tokens of each encoded picture or video lie.
@@ -148,19 +145,14 @@ class Family:
         parts : sequence of (Tensor, Tensor)
             Of each unit, the places of its placeholders, (n,), and its cells, (n, 3).
         """
-        parts = sorted(parts, key=lambda part: int(part[0][0]))
+        parts = sorted((part for part in parts if len(part[0])), key=lambda part: int(part[0][0]))
         if not parts:
             return Layout.empty(labels.device)
-        grids, coords = 0, []
-        for _, cells in parts:
-            cells = cells.cpu()
-            shift = torch.tensor([grids, 0, 0])
-            coords.append(torch.where(cells < 0, cells, cells + shift))
-            grids += int(cells[:, 0].max()) + 1
+        coords = stacked(*(cells.cpu() for _, cells in parts))
         images = self.group(labels.cpu(), [places for places, _ in parts])
         owners = [torch.full((len(places),), image) for (places, _), image in zip(parts, images, strict=True)]
-        placed = torch.cat(coords)[:, 0] >= 0
-        fields = (torch.cat([places for places, _ in parts]), torch.cat(coords), torch.cat(owners))
+        placed = coords[:, 0] >= 0
+        fields = (torch.cat([places for places, _ in parts]), coords, torch.cat(owners))
         return Layout(*(field[placed].to(labels.device) for field in fields))
 
 
@@ -204,6 +196,15 @@ def raster(grids: int, rows: int, columns: int, device: torch.device | str = "cp
     """Coordinates of `grids` full grids one after another, each row by row: (grids * rows * columns, 3), int64."""
     axes = [torch.arange(size, device=device) for size in (grids, rows, columns)]
     return torch.cartesian_prod(*axes)
+
+
+def stacked(*grids: Tensor) -> Tensor:
+    """Cells of several grids of one picture after one another, each numbered from 0 before, (n, 3)."""
+    lines, number = [], 0
+    for cells in grids:
+        lines.append(torch.where(cells < 0, cells, cells + torch.tensor([number, 0, 0])))
+        number += int(cells[:, 0].max()) + 1 if len(cells) else 0
+    return torch.cat(lines)
 
 
 def placeless(count: int) -> Tensor:

@@ -1,8 +1,8 @@
 """Any model: its grids are read from what says so among the arguments that its pictures were encoded with.
 
 In this order: grids of patches (`*_grid_thw`, `*_grid_hw`, `spatial_shapes`, `target_sizes`), positions of patches
-(`*_position_ids`), sizes in pixels (`image_sizes`); else a picture of n * n tokens is a square. What is left has no grid
-that is known: it is one row, which is noted, so that the report says it.
+(`*_position_ids`), sizes in pixels (`image_sizes`); else a picture of n * n tokens is a square. What is left has no
+grid that is known: it is one row, which is noted, so that the report says it.
 
 How many patches make a token is found by counting: the numbers have to come out right for every picture.
 """
@@ -10,14 +10,14 @@ How many patches make a token is found by counting: the numbers have to come out
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
 from adaptprune.families.base import Family, raster
+from adaptprune.hooks.seams.parts import text_config
 
 #: Ends of the names of arguments that hold the grid of each picture or tile, in patches: (n, 2) or, with time, (n, 3).
 GRIDS = ("grid_thw", "grid_hw", "spatial_shapes", "target_sizes")
@@ -35,6 +35,13 @@ class Generic(Family):
     """Serves every model type that has no family of its own, and is what most of these are made from."""
 
     summary: ClassVar[str] = "found by structure"
+
+    def smallest_layer(self, config: Any) -> int:
+        return deepstack(config)
+
+    def longest(self, config: Any) -> tuple[int, str] | None:
+        budget = getattr(text_config(config), "index_topk", None)
+        return (int(budget), "its sparse attention has to choose among keys") if budget else None
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         return [raster(*shape) for shape in self.shapes(base, modality, inputs, features)]
@@ -79,26 +86,26 @@ def _named(inputs: Mapping[str, Any], modality: str, *ends: str) -> Tensor | Non
     return None
 
 
-def _fit(candidates: Iterator[Shape], count: int | None) -> Shape | None:
-    """The first shape of `count` tokens."""
-    return next((shape for shape in candidates if count is None or math.prod(shape) == count), None)
-
-
 def _all_fit(
-    rows: Sequence[Sequence[int]], counts: list[int] | None, total: int, shape: Callable[[Sequence[int], int], Shape]
+    rows: Sequence[Sequence[int]],
+    counts: list[int] | None,
+    total: int,
+    shape: Callable[[Sequence[int], int], Shape],
+    sizes: Sequence[int] | None = None,
 ) -> list[Shape] | None:
     """The shape of each row by one rule for all of them: the first one by which the numbers of tokens come out right.
 
     Parameters
     ----------
     shape : callable
-        From a row and a number of patches per side to the shape of its tokens.
+        From a row and the side of a token to the shape of its tokens.
+    sizes : sequence of int, optional
+        The sides to try; otherwise all.
     """
-    largest = max((max(row) for row in rows), default=0)
-    for size in range(1, largest + 1):
+    for size in sizes or range(1, max((max(row) for row in rows), default=0) + 1):
         shapes = [shape(row, size) for row in rows]
-        sizes = [math.prod(each) for each in shapes]
-        if sizes == counts if counts is not None else sum(sizes) == total:
+        found = [math.prod(each) for each in shapes]
+        if found == counts if counts is not None else sum(found) == total:
             return shapes
     return None
 
@@ -117,15 +124,12 @@ def _by_grids(
         lambda row, size: (1, row[1] // size, row[2] // size),  # all frames pooled into one
         lambda row, size: (row[0] // 2, row[1] // size, row[2] // size),  # frames merged by twos
     )
-    if not all(row[0] == 1 for row in rows):
-        merge = _side(getattr(base.config, "vision_config", None))
-        own = [[(row[0], row[1] // merge, row[2] // merge)] for row in rows] if merge else None
-        if own and sum(math.prod(shape[0]) for shape in own) == total:
-            return [shape[0] for shape in own]
-    for rule in rules:
-        shapes = _all_fit(rows, counts, total, rule)
-        if shapes is not None:
-            return shapes
+    merge = _side(getattr(base.config, "vision_config", None))
+    for sides in ([merge], None) if merge else (None,):  # what the config says comes first: a video may fit twice
+        for rule in rules:
+            shapes = _all_fit(rows, counts, total, rule, sides)
+            if shapes is not None:
+                return shapes
     return _by_sizes_of_their_own(inputs, modality, rows, counts, total)
 
 
@@ -171,18 +175,19 @@ def _by_pixels(
     if counts is not None and len(counts) != len(sizes):
         return None
     rows = [[1, *row] for row in sizes.tolist()]
-    floor = _all_fit(rows, counts, total, lambda row, size: (1, row[1] // size, row[2] // size))
-    return floor or _all_fit(rows, counts, total, lambda row, size: (1, -(-row[1] // size), -(-row[2] // size)))
+    patch = getattr(getattr(base.config, "vision_config", None), "patch_size", None)
+    sides = patch[0] if isinstance(patch, (list, tuple)) else patch
+    steps = range(sides, max(map(max, rows)) + 1, sides) if sides else [2**power for power in range(10)]
+    floor = _all_fit(rows, counts, total, lambda row, size: (1, row[1] // size, row[2] // size), steps)
+    return floor or _all_fit(rows, counts, total, lambda row, size: (1, -(-row[1] // size), -(-row[2] // size)), steps)
 
 
 def deepstack(config: Any) -> int:
-    """The first decoder layer to which nothing is added at the places of pictures any more."""
+    """The first decoder layer before which the features of early vision layers have been added to all visual tokens."""
+    entries = [layer for _, layer in getattr(config, "deepstack_layer_map", None) or ()]
+    entries += getattr(config, "spatial_target_layers", None) or ()
+    if entries:  # added on the way into these layers
+        return int(max(entries))
     vision = getattr(config, "vision_config", None)
-    listed = getattr(config, "deepstack_layer_map", None)
-    if listed:
-        return 1 + max(int(layer) for _, layer in listed)
     indexes = getattr(vision, "deepstack_visual_indexes", None) or getattr(config, "deepstack_visual_indexes", None)
-    return len(indexes or ())
-
-
-__all__ = ["AdaptPruneError", "Generic", "counted", "deepstack"]
+    return len(indexes or ())  # added on the way out of the first layers

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from fractions import Fraction
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import Family, argument, placeless, raster
+from adaptprune.families.base import argument, placeless, raster, stacked
+from adaptprune.families.generic import Generic
 from adaptprune.hooks.seams.parts import packed, tile_counts
 
 
-class LlavaNext(Family):
+class LlavaNext(Generic):
     """Grid 0 is the whole image in small; grid 1, the tiles put together and cut back to the image's shape."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("llava_next",)
-    since: ClassVar[str | None] = "5.16.1"
-    summary: ClassVar[str] = "LLaVA-NeXT (1.6): a small view and unpadded tiles; newline tokens are always kept"
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         sizes = argument(inputs, "image_sizes")
@@ -25,7 +23,18 @@ class LlavaNext(Family):
         return unpadded(base, sizes, [True] * len(sizes), vision_feature_select_strategy=strategy)
 
 
-def unpadded(base: Any, image_sizes: Tensor, tiled: Sequence[bool], **options: Any) -> list[Tensor]:
+class Granite4(LlavaNext):
+    """The same, of pictures whose tokens are fewer than their patches."""
+
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        sizes, rate = argument(inputs, "image_sizes"), Fraction(base.config.downsample_rate)
+        strategy = base.config.vision_feature_select_strategy
+        return unpadded(base, sizes, [True] * len(sizes), rate, vision_feature_select_strategy=strategy)
+
+
+def unpadded(
+    base: Any, image_sizes: Tensor, tiled: Sequence[bool], rate: Fraction = Fraction(1), **options: Any
+) -> list[Tensor]:
     """Cells of images that the model itself packs: it is asked to pack markers in place of features.
 
     Parameters
@@ -34,11 +43,13 @@ def unpadded(base: Any, image_sizes: Tensor, tiled: Sequence[bool], **options: A
         Height and width in pixels.
     tiled : sequence of bool
         Whether each image is cut into tiles.
+    rate : Fraction
+        Tokens per patch, along a side.
     **options
         Arguments of the model's `pack_image_features`.
     """
     tower = base.config.vision_config
-    side = tower.image_size // tower.patch_size
+    side = int(tower.image_size // tower.patch_size * rate)
     counts = [count if tiles else 1 for count, tiles in zip(tile_counts(base, image_sizes), tiled, strict=True)]
     markers = [torch.zeros(count, side * side, 1) for count in counts]
     lines = packed(base, markers, image_sizes, newline=torch.ones(1), **options)
@@ -50,6 +61,5 @@ def _cells(newline: Tensor, side: int) -> Tensor:
     overview, rest = raster(1, side, side), newline[side * side :]
     rows = int(rest.sum())
     columns = len(rest) // rows - 1 if rows else 0
-    large = torch.cat([raster(1, rows, columns + 1).view(rows, columns + 1, 3)[:, :columns] + torch.tensor([1, 0, 0]),
-                       placeless(rows)[:, None]], dim=1)  # fmt: skip
-    return torch.cat([overview, large.view(-1, 3)])
+    grid = raster(1, rows, columns).view(rows, columns, 3)
+    return stacked(overview, torch.cat([grid, placeless(rows)[:, None]], dim=1).view(-1, 3))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
@@ -14,11 +14,6 @@ from adaptprune.families.llava_next import LlavaNext
 
 class LlavaNextVideo(LlavaNext):
     """Adds `pixel_values_videos`, (videos, frames, 3, H, W)."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("llava_next_video",)
-    since: ClassVar[str | None] = "5.16.1"
-    summary: ClassVar[str] = "LLaVA-NeXT-Video: as LLaVA-NeXT, and one grid per frame"
-    supports: ClassVar[dict[str, bool]] = {**LlavaNext.supports, "video": True}
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "image":

@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import Family, argument, flat, placeless, raster
+from adaptprune.families.base import argument, flat, placeless, raster
+from adaptprune.families.generic import Generic
 from adaptprune.families.llava_next import unpadded
 
 
-class LlavaOnevision(Family):
+class LlavaOnevision(Generic):
     """As LLaVA-NeXT, with large images interpolated to a bound; newline tokens are always kept."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("llava_onevision",)
-    since: ClassVar[str | None] = "5.16.1"
-    summary: ClassVar[str] = "LLaVA-OneVision: tiles, several images, video frames; newline tokens are always kept"
-    supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "video":

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 from torch import Tensor
 
-from adaptprune.families.base import Family, argument, squares
+from adaptprune.families.base import argument, squares
+from adaptprune.families.generic import Generic
 
 
-class VideoLlava(Family):
+class VideoLlava(Generic):
     """Class tokens of frames have no place on the grid and are always kept."""
-
-    model_types: ClassVar[tuple[str, ...]] = ("video_llava",)
-    since: ClassVar[str | None] = "5.16.1"
-    summary: ClassVar[str] = "Video-LLaVA: one grid per image and per frame; class tokens are always kept"
-    supports: ClassVar[dict[str, bool]] = {**Family.supports, "video": True}
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         if modality == "video":

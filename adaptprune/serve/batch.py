@@ -122,7 +122,7 @@ class Batch:
         usage.images = image_uses(sample, job.want_kept)
         usage.kv_bytes, usage.kv_bytes_unpruned = report.kv_bytes, report.kv_bytes_unpruned
         if job.want_overlay and sample.num_visual:
-            job.picture = overlay(job.images, sample, pictures_seen(self.model.config, self.processor, inputs))
+            job.picture = overlay(job.images, sample, pictures_seen(self.processor, inputs, sample))
         fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
         for row in fresh:
             self._slots.join(cache)

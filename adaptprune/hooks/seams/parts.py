@@ -129,10 +129,14 @@ def placeholder(config: Any, modality: str) -> int | None:
 def features_of(encoded: Any) -> Any:
     """What goes in place of the placeholders, out of what an encode method returned: (n, D), or one per picture.
 
-    Llama 4 projects its tower's states only in its forward: there they stand for what they will be.
+    Llama 4 projects its tower's states only in its forward: there they stand for what they will be. Granite 4 has
+    features for some layers each, and puts none in place.
     """
-    pooled = getattr(encoded, "pooler_output", None)
-    return encoded.last_hidden_state if pooled is None else pooled
+    for name in ("pooler_output", "deepstack_features", "last_hidden_state"):
+        found = getattr(encoded, name, None)
+        if found is not None:
+            return found[0][1] if name == "deepstack_features" else found
+    raise misfit("the image encoder", f"it returned a {type(encoded).__name__} without pooler_output")
 
 
 def ready(features: Mapping[str, Any]) -> dict[str, Any]:
@@ -197,7 +201,8 @@ def tile_counts(base: Any, image_sizes: Any) -> list[int]:
 
 def packed(base: Any, tiles: list[Tensor], image_sizes: Any, newline: Tensor, **options: Any) -> list[Tensor]:
     """The tiles of each image, (tiles, tokens, D), as such a model puts them into one line, (n, D)."""
-    lines: list[Tensor] = base.pack_image_features(tiles, image_sizes, image_newline=newline, **options)[0]
+    made = base.pack_image_features(tiles, image_sizes, image_newline=newline, **options)
+    lines: list[Tensor] = made[0] if isinstance(made, tuple) else made
     return lines
 
 
