@@ -1,0 +1,108 @@
+"""What one row of the tables says of a model type, and inputs made by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adaptprune.testing.shapes.shrink import END, START
+from adaptprune.testing.specimen import BOS, IMAGE, VOCABULARY, WORDS
+
+
+@dataclass
+class Pictures:
+    """What a processor would have made of pictures.
+
+    Attributes
+    ----------
+    counts : list of int
+        Placeholders of every picture.
+    tensors : dict
+        What goes to the model along with the prompt.
+    """
+
+    counts: list[int]
+    tensors: dict[str, Tensor]
+
+
+@dataclass
+class Row:
+    """One model type.
+
+    Attributes
+    ----------
+    pictures : callable
+        From the model's config to its pictures.
+    sizes : dict
+        Arguments of the config over those of `small`, dict by dict.
+    binding : dict
+        The same, where sparse budgets are to be smaller than the prompt.
+    after : callable
+        Changes the model once it is built: stubs a tower, wakes parameters that start as zeros.
+    around : tuple of tuple of int
+        Tokens before and after every picture.
+    types : str
+        The name of the input that tells pictures (1) from text (0), if the model takes one.
+    """
+
+    pictures: Callable[[Any], Pictures]
+    sizes: dict[str, Any] = field(default_factory=dict)
+    binding: dict[str, Any] = field(default_factory=dict)
+    after: Callable[[Any], None] | None = None
+    around: tuple[tuple[int, ...], tuple[int, ...]] = ((START,), (END,))
+    types: str | None = None
+    image: int = IMAGE
+    note: str = ""
+
+
+def noise(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def words(count: int, seed: int = 0) -> list[int]:
+    """Ids of words."""
+    drawn = torch.randint(len(WORDS), (count,), generator=torch.Generator().manual_seed(seed))
+    return [VOCABULARY[WORDS[int(number)]] for number in drawn]
+
+
+def prompt(row: Row, config: Any) -> dict[str, Tensor]:
+    """Inputs of one prompt: words, its pictures with words between them, words."""
+    made = row.pictures(config)
+    before, after = row.around
+    ids = [BOS, *words(4)]
+    for number, count in enumerate(made.counts):
+        ids += [*before, *[row.image] * count, *after, *words(3, seed=1 + number)]
+    ids += words(6, seed=9)
+    input_ids = torch.tensor([ids])
+    inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **made.tensors}
+    if row.types:
+        inputs[row.types] = (input_ids == row.image).long()
+    return inputs
+
+
+def thw(
+    *, patch: int = 7, time: int = 2, merge: int = 2, order: tuple[tuple[int, int], ...] = ((8, 10), (4, 14))
+) -> Any:
+    """Pictures as rows of patches and a grid of (time, height, width) each."""
+
+    def made(config: Any) -> Pictures:
+        grid = torch.tensor([[1, high, wide] for high, wide in order])
+        rows = noise(int(grid.prod(1).sum()), 3 * time * patch * patch)
+        counts = [high * wide // merge**2 for high, wide in order]
+        return Pictures(counts, {"pixel_values": rows, "image_grid_thw": grid})
+
+    return made
+
+
+def squares(count: int, *, size: int = 28, pictures: int = 2, name: str = "pixel_values", **more: Any) -> Any:
+    """Square pictures of `count` tokens each."""
+
+    def made(config: Any) -> Pictures:
+        tensors = {name: noise(pictures, 3, size, size)}
+        return Pictures([count] * pictures, {**tensors, **{key: value() for key, value in more.items()}})
+
+    return made
