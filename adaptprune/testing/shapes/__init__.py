@@ -1,7 +1,7 @@
 """A tiny model and one prompt for every model type that prunes: wider than the zoo, and less true.
 
-Where the zoo has a specimen, with its real processor, it is that. Other types get a config shrunk by rule and inputs made
-by hand, in the form that the processor's code gives them. What is not as in a real model is in `Shape.note`.
+Where the zoo has a specimen, with its real processor, it is that. Other types get a config shrunk by rule and inputs
+made by hand, in the form that the processor's code gives them. What is not as in a real model is in `Shape.note`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from adaptprune.testing.specimen import finish
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.testing.zoo import model_type as type_of
 
-FILES = ("thw",)
+FILES = ("thw", "squares")
 ROWS: dict[str, Row] = {
     name: row for file in FILES for name, row in importlib.import_module(f"{__name__}.{file}").ROWS.items()
 }
@@ -77,15 +77,24 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
     row = ROWS[model_type]
     kind = CONFIG_MAPPING[model_type]
     sizes = merged(merged(small(kind()), row.sizes), row.binding if binds else {})
-    config = kind(**sizes)
-    torch.manual_seed(0)
-    model = getattr(hf, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type])._from_config(
-        config, attn_implementation=attention, dtype=torch.float32
-    )
+    model = _built(getattr(hf, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES[model_type]), kind(**sizes), attention)
     if row.after is not None:
         row.after(model)
-    inputs = prompt(row, config)
-    return Shape(model_type, finish(model), inputs, row.image, len(row.pictures(config).counts), row.note)
+    pictures = len(row.pictures(model.config).counts)
+    return Shape(model_type, model, prompt(row, model.config), row.image, pictures, row.note)
+
+
+def _built(kind: Any, config: Any, attention: str) -> Any:
+    """A model with random weights. Where the whole has no SDPA, its parts take it if they have it, as by default."""
+    torch.manual_seed(0)
+    within = None if attention == "sdpa" and not kind._supports_sdpa else attention
+    model = kind._from_config(config, attn_implementation=within, dtype=torch.float32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            # much of what is new is zero (gates, tables of positions), and would hide what it does in a trained model
+            if not name.endswith("bias") and not parameter.any():
+                parameter.normal_(std=0.2)
+    return finish(model)
 
 
 def _of_zoo(model_type: str, attention: str) -> Shape:
