@@ -22,7 +22,7 @@ from adaptprune.testing.specimen import finish
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.testing.zoo import model_type as type_of
 
-FILES = ("thw", "squares")
+FILES = ("thw", "squares", "sized", "sparse")
 ROWS: dict[str, Row] = {
     name: row for file in FILES for name, row in importlib.import_module(f"{__name__}.{file}").ROWS.items()
 }

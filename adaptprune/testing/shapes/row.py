@@ -23,10 +23,23 @@ class Pictures:
         Placeholders of every picture.
     tensors : dict
         What goes to the model along with the prompt.
+    widths : list of int, optional
+        Placeholders of a row of every picture, where rows are set apart by text.
+    breaks : tuple of int
+        What stands after a row, and after the last.
     """
 
     counts: list[int]
     tensors: dict[str, Tensor]
+    widths: list[int] | None = None
+    breaks: tuple[int, int] = (0, 0)
+
+    def tokens(self, number: int, image: int) -> list[int]:
+        """Ids of one picture."""
+        if self.widths is None:
+            return [image] * self.counts[number]
+        high, wide = self.counts[number] // self.widths[number], self.widths[number]
+        return [*[image] * wide, self.breaks[0]] * (high - 1) + [*[image] * wide, self.breaks[1]]
 
 
 @dataclass
@@ -74,8 +87,8 @@ def prompt(row: Row, config: Any) -> dict[str, Tensor]:
     made = row.pictures(config)
     before, after = row.around
     ids = [BOS, *words(4)]
-    for number, count in enumerate(made.counts):
-        ids += [*before, *[row.image] * count, *after, *words(3, seed=1 + number)]
+    for number in range(len(made.counts)):
+        ids += [*before, *made.tokens(number, row.image), *after, *words(3, seed=1 + number)]
     ids += words(6, seed=9)
     input_ids = torch.tensor([ids])
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **made.tensors}
