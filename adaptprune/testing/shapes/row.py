@@ -97,15 +97,27 @@ def prompt(row: Row, config: Any) -> dict[str, Tensor]:
     return inputs
 
 
-def thw(
-    *, patch: int = 7, time: int = 2, merge: int = 2, order: tuple[tuple[int, int], ...] = ((8, 10), (4, 14))
-) -> Any:
-    """Pictures as rows of patches and a grid of (time, height, width) each."""
+#: Heights and widths in patches.
+GRIDS = ((8, 10), (4, 14))
+
+
+def thw(*, patch: int = 7, time: int = 2, merge: int = 2, newlines: bool = False, ends: int = 0) -> Any:
+    """Pictures as rows of patches and a grid of (time, height, width) each.
+
+    Parameters
+    ----------
+    time : int
+        Frames of a patch.
+    newlines : bool
+        Whether the tower puts a token at the end of every row, in a placeholder of its own.
+    ends : int
+        Further placeholders of every picture, around it.
+    """
 
     def made(config: Any) -> Pictures:
-        grid = torch.tensor([[1, high, wide] for high, wide in order])
+        grid = torch.tensor([[1, high, wide] for high, wide in GRIDS])
         rows = noise(int(grid.prod(1).sum()), 3 * time * patch * patch)
-        counts = [high * wide // merge**2 for high, wide in order]
+        counts = [high // merge * (wide // merge + newlines) + ends for high, wide in GRIDS]
         return Pictures(counts, {"pixel_values": rows, "image_grid_thw": grid})
 
     return made

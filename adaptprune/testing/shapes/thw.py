@@ -39,6 +39,12 @@ ROWS = {
     "glm4v": Row(thw(), _rope(MROPE), types=MM),
     "glmga": Row(thw(), _rope(MROPE), types=MM),
     "glm_ocr": Row(thw(), _rope(MROPE), types=MM),
+    # four axes: text, width, height, picture
+    "hunyuan_vl": Row(
+        thw(time=1, newlines=True, ends=2),
+        {**_rope({**THETA, "mrope_section": [2, 2, 2, 2]}, head_dim=16), "vision_config": {"max_image_size": 56}},
+        types=MM,
+    ),
     "hyperclovax_vision_v2": Row(thw()),
     "lfm3_vl": Row(thw()),
     "qwen2_5_omni_thinker": Row(
