@@ -2,12 +2,43 @@
 
 from __future__ import annotations
 
-from adaptprune.testing.shapes.row import Row, thw
+from typing import Any
+
+import torch
+
+from adaptprune.testing.shapes.row import Pictures, Row, noise, thw
+from adaptprune.testing.shapes.shrink import START, WINDOW, merged
 from adaptprune.testing.shapes.sized import padded
+from adaptprune.testing.specimen import VOCABULARY
 
 MM = "mm_token_type_ids"
 #: Fewer than the keys of a prompt; so many that they are never too few.
 FEW, ALL = 16, 512
+#: Heights and widths in placeholders.
+CELLS = ((4, 5), (2, 7))
+
+_INKLING: dict[str, Any] = {
+    "text_config": {
+        "unpadded_vocab_size": len(VOCABULARY),
+        "rel_extent": WINDOW,
+        "log_scaling_n_floor": 8,  # within the prompt
+        "n_layers_per_attn_res_block": 2,
+    },
+    "vision_config": {"patch_size": 7, "posemb_grid_size": 8, "projection_hidden_dim": 64},
+}
+
+
+def _raster(config: Any) -> Pictures:
+    """A square of pixels for every placeholder, and the grid of placeholders."""
+    grid = torch.tensor([[1, high, wide] for high, wide in CELLS])
+    counts = [high * wide for high, wide in CELLS]
+    return Pictures(counts, {"pixel_values": noise(sum(counts), 14, 14, 3).tanh(), "image_grid_thw": grid})
+
+
+def _folded(config: Any) -> Pictures:
+    """A square of pixels in two frames for every placeholder, and no grid."""
+    counts = [high * wide for high, wide in CELLS]
+    return Pictures(counts, {"pixel_values": noise(sum(counts), 2, 6, 6, 3)})
 
 
 ROWS = {
@@ -112,5 +143,34 @@ ROWS = {
             },
         },
         {"text_config": {"index_topk": FEW}},
+    ),
+    "inkling2": Row(_raster, _INKLING),
+    "inkling2_loop": Row(
+        _raster,
+        merged(
+            _INKLING,
+            {
+                "text_config": {
+                    "loop_layer_index_start": 2,
+                    "loop_layer_index_end": 4,
+                    "loop_num_passes": 2,
+                    "loop_gate_rank": 8,
+                }
+            },
+        ),
+    ),
+    "inkling_mm_model": Row(
+        _folded,
+        {
+            "text_config": {
+                "intermediate_size": 64,
+                "rel_extent": WINDOW,
+                "mlp_layer_types": ["dense", "sparse"] * 3,
+                "logits_mup_width_multiplier": 1.0,
+            },
+            "vision_config": {"patch_size": 6, "n_layers": 5},  # so many that scipy is not asked for
+            "audio_config": {"n_mel_bins": 8, "mel_vocab_size": 8},
+        },
+        around=((START,), ()),
     ),
 }
