@@ -22,7 +22,7 @@ from adaptprune.testing.specimen import finish
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.testing.zoo import model_type as type_of
 
-FILES = ("thw", "squares", "sized", "sparse")
+FILES = ("thw", "squares", "sized", "sparse", "queried", "coded")
 ROWS: dict[str, Row] = {
     name: row for file in FILES for name, row in importlib.import_module(f"{__name__}.{file}").ROWS.items()
 }
@@ -85,9 +85,10 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
 
 
 def _built(kind: Any, config: Any, attention: str) -> Any:
-    """A model with random weights. Where the whole has no SDPA, its parts take it if they have it, as by default."""
+    """A model with random weights."""
     torch.manual_seed(0)
-    within = None if attention == "sdpa" and not kind._supports_sdpa else attention
+    # SDPA is the default, of every part that has it; asked for by name, it is refused where one part has not
+    within = None if attention == "sdpa" else attention
     model = kind._from_config(config, attn_implementation=within, dtype=torch.float32)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -52,6 +52,24 @@ def packed(merge: int, *, patch: int = 7) -> Any:
     return made
 
 
+def _patches(config: Any) -> Pictures:
+    """Rows of patches that become placeholders as they are; a token of text ends every row."""
+    counts = [high * wide for high, wide in CELLS]
+    newline = VOCABULARY["[IMG_BREAK]"]
+    tensors = {"pixel_values": noise(1, sum(counts), 3 * 7 * 7)}
+    return Pictures(counts, tensors, [wide for _, wide in CELLS], (newline, newline))
+
+
+def _placed(config: Any) -> Pictures:
+    """Patches padded to one number, with a column and a row each, -1 where there is none."""
+    counts = [high * wide for high, wide in CELLS]
+    places = torch.full((len(counts), max(counts), 2), -1)
+    for number, (high, wide) in enumerate(CELLS):
+        rows, columns = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
+        places[number, : high * wide] = torch.stack([columns.flatten(), rows.flatten()], -1)
+    return Pictures(counts, {"pixel_values": noise(len(counts), max(counts), 3 * 8 * 8), "image_position_ids": places})
+
+
 MARKS = {
     "image_start_id": START,
     "image_end_id": END,
@@ -71,6 +89,25 @@ ROWS = {
             "vision_config": {"insert_layer_id": 1},
             "text_config": {"rope_parameters": MROPE},
             **MARKS,
+        },
+        types="mm_token_type_ids",
+    ),
+    "fuyu": Row(_patches, {"patch_size": 7, "image_size": 28}, around=((), ())),
+    "gemma4_unified": Row(
+        _placed,
+        {
+            "text_config": {
+                "per_layer_config": {layer: {"head_dim": 32} for layer in (1, 3, 5)},
+                "num_kv_shared_layers": 2,
+            },
+            "vision_config": {
+                "patch_size": 4,
+                "pooling_kernel_size": 2,
+                "mm_embed_dim": 32,
+                "mm_posemb_size": 16,
+                "output_proj_dims": 32,
+                "initializer_range": 0.2,
+            },
         },
         types="mm_token_type_ids",
     ),
