@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from adaptprune.testing.shapes.row import Row, prompt
 from adaptprune.testing.shapes.shrink import merged, small
-from adaptprune.testing.specimen import finish
+from adaptprune.testing.specimen import IMAGE, finish
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.testing.zoo import model_type as type_of
 
@@ -68,7 +68,7 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
     Raises
     ------
     NotBuilt
-        This transformers has no such type, or it cannot be made small.
+        This transformers has no such type, or it is neither in these tables nor in the zoo.
     """
     if model_type not in ROWS:
         return _of_zoo(model_type, attention)
@@ -81,7 +81,7 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
     if row.after is not None:
         row.after(model)
     pictures = len(row.pictures(model.config).counts)
-    return Shape(model_type, model, prompt(row, model.config), row.image, pictures, row.note)
+    return Shape(model_type, model, prompt(row, model.config), IMAGE, pictures, row.note)
 
 
 def _built(kind: Any, config: Any, attention: str) -> Any:

@@ -13,6 +13,7 @@ from adaptprune.testing.specimen import IMAGE, VOCABULARY, reserved
 #: Ids of codes: the last places of the vocabulary.
 CODES = 16
 FIRST = reserved(40 - CODES)
+NOTE = "few codes: cells of a picture have the same features"
 
 _VQ: dict[str, Any] = {
     "base_channels": 32,
@@ -58,6 +59,7 @@ ROWS = {
             "vocabulary_map": {"<image>": IMAGE, **{f"IMGIMG{_letters(code)}": FIRST + code for code in range(CODES)}},
         },
         after=_spread,
+        note=NOTE,
     ),
     "emu3": Row(
         _cropped(newlines=True),
@@ -70,6 +72,7 @@ ROWS = {
             },
         },
         after=_spread,
+        note=NOTE,
     ),
     "apertus1p5": Row(
         _cropped(newlines=False),
@@ -80,5 +83,6 @@ ROWS = {
             "audio_token_offset": FIRST + CODES - 4,
         },
         after=_spread,
+        note=NOTE,
     ),
 }

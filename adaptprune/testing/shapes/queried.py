@@ -107,6 +107,7 @@ ROWS = {
             },
             "vision_config": {"image_size": 56, "scale_factor": 2, "deepstack_visual_indexes": [0, 1, 2]},
         },
+        note="multipliers of one",
     ),
     "deepseek_ocr2": Row(
         _views,
@@ -133,7 +134,7 @@ ROWS = {
                 "encoder_config": {"image_size": 28, "patch_size": 7},
             },
         },
-        note="no local views, whose numbers come as lists",
+        note="no local views, whose numbers come as lists; a window of three tokens",
     ),
     "blip-2": Row(squares(QUERIES, pictures=1), {**_QFORMER, "image_token_index": IMAGE}, after=_finish_inner),
     "instructblip": Row(_instructed(), {**_QFORMER, "image_token_index": IMAGE}, after=_finish_inner),

@@ -34,12 +34,12 @@ class Pictures:
     widths: list[int] | None = None
     breaks: tuple[int, int] = (0, 0)
 
-    def tokens(self, number: int, image: int) -> list[int]:
+    def tokens(self, number: int) -> list[int]:
         """Ids of one picture."""
         if self.widths is None:
-            return [image] * self.counts[number]
+            return [IMAGE] * self.counts[number]
         high, wide = self.counts[number] // self.widths[number], self.widths[number]
-        return [*[image] * wide, self.breaks[0]] * (high - 1) + [*[image] * wide, self.breaks[1]]
+        return [*[IMAGE] * wide, self.breaks[0]] * (high - 1) + [*[IMAGE] * wide, self.breaks[1]]
 
 
 @dataclass
@@ -68,7 +68,6 @@ class Row:
     after: Callable[[Any], None] | None = None
     around: tuple[tuple[int, ...], tuple[int, ...]] = ((START,), (END,))
     types: str | None = None
-    image: int = IMAGE
     note: str = ""
 
 
@@ -88,12 +87,12 @@ def prompt(row: Row, config: Any) -> dict[str, Tensor]:
     before, after = row.around
     ids = [BOS, *words(4)]
     for number in range(len(made.counts)):
-        ids += [*before, *made.tokens(number, row.image), *after, *words(3, seed=1 + number)]
+        ids += [*before, *made.tokens(number), *after, *words(3, seed=1 + number)]
     ids += words(6, seed=9)
     input_ids = torch.tensor([ids])
     inputs = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **made.tensors}
     if row.types:
-        inputs[row.types] = (input_ids == row.image).long()
+        inputs[row.types] = (input_ids == IMAGE).long()
     return inputs
 
 
@@ -123,11 +122,10 @@ def thw(*, patch: int = 7, time: int = 2, merge: int = 2, newlines: bool = False
     return made
 
 
-def squares(count: int, *, size: int = 28, pictures: int = 2, name: str = "pixel_values", **more: Any) -> Any:
-    """Square pictures of `count` tokens each."""
+def squares(count: int, *, size: int = 28, pictures: int = 2) -> Any:
+    """Square pictures of `count` placeholders each."""
 
     def made(config: Any) -> Pictures:
-        tensors = {name: noise(pictures, 3, size, size)}
-        return Pictures([count] * pictures, {**tensors, **{key: value() for key, value in more.items()}})
+        return Pictures([count] * pictures, {"pixel_values": noise(pictures, 3, size, size)})
 
     return made

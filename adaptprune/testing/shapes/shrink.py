@@ -86,7 +86,7 @@ DECODER: dict[str, Any] = {
     "v_head_dim": 16,
     # indexers
     "index_head_dim": 16,
-    "index_n_heads": 2,
+    "index_n_heads": 16,  # with few, relu leaves many keys at the same score, and which are chosen is chance
     # linear attention
     "linear_key_head_dim": 16,
     "linear_value_head_dim": 16,

@@ -110,5 +110,6 @@ ROWS = {
             },
         },
         types="mm_token_type_ids",
+        note="two layers share keys, by default none does",
     ),
 }

@@ -54,7 +54,7 @@ ROWS = {
                 "ngram_vocab_size_base": 50,
                 "make_ngram_vocab_size_divisible_by": 8,
                 "split_ngram_parts": 1,
-                "indexer_n_heads": 2,
+                "indexer_n_heads": 16,
                 "indexer_kv_heads": 1,
                 "indexer_head_dim": 16,
                 "indexer_budget": ALL,
@@ -63,6 +63,7 @@ ROWS = {
         },
         {"text_config": {"indexer_budget": FEW}},
         types=MM,
+        note="indexers, and embeddings of n-grams at two layers: by default there are none",
     ),
     "glm5_next": Row(
         thw(),
@@ -89,13 +90,15 @@ ROWS = {
         {
             "text_config": {
                 "rotary_dim": 8,
+                "index_n_heads": 2,  # as many as heads of keys
                 "index_block_size": 8,
                 "index_topk_blocks": ALL // 8,
-                "layer_types": ["full_attention", "minimax_m3_sparse"] * 3,  # by default none is sparse
+                "layer_types": ["full_attention", "minimax_m3_sparse"] * 3,
             },
             "merged_hidden_size": 256,
         },
         {"text_config": {"index_topk_blocks": 2}},
+        note="every other layer is sparse, by default none is",
     ),
     "hy_v4_vl": Row(
         thw(time=1, newlines=True),
