@@ -103,4 +103,5 @@ def _of_zoo(model_type: str, attention: str) -> Shape:
     if name is None:
         raise NotBuilt(f"{model_type}: neither a row of these tables nor a specimen of the zoo")
     found = specimen(name, attention)
-    return Shape(model_type, found.model, found.inputs(2), found.image_token_id, 2, "specimen of the zoo")
+    inputs = found.inputs(2, words=16)  # of more than 40 tokens
+    return Shape(model_type, found.model, inputs, found.image_token_id, 2, "specimen of the zoo")
