@@ -52,7 +52,7 @@ def command(
         from adaptprune.viz import pictures_seen
 
         assert answer.report is not None
-        seen = pictures_seen(engine.processor, answer.inputs, sample)
+        seen = pictures_seen(engine.processor, answer.inputs, answer.report.samples[0])
         draw(images, answer.report.samples[0], seen).save(overlay)
     if as_json:
         print_json(_record(answer, engine, prompt, image))
