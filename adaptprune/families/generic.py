@@ -55,7 +55,8 @@ class Generic(Family):
                 return shapes
         if counts is None:  # one line of features, and nothing says where a picture ends
             counts = [total]
-        shapes = [_square(count) for count in counts]
+        square = (lambda count: (1, 1, count)) if queries(base.config) else _square
+        shapes = [square(count) for count in counts]
         if any(count > 1 and rows == 1 for count, (_, rows, _) in zip(counts, shapes, strict=True)):
             self.note(NO_GRID)
         return shapes
@@ -180,6 +181,13 @@ def _by_pixels(
     steps = range(sides, max(map(max, rows)) + 1, sides) if sides else [2**power for power in range(10)]
     floor = _all_fit(rows, counts, total, lambda row, size: (1, row[1] // size, row[2] // size), steps)
     return floor or _all_fit(rows, counts, total, lambda row, size: (1, -(-row[1] // size), -(-row[2] // size)), steps)
+
+
+def queries(config: Any) -> bool:
+    """Whether a config speaks of learned queries, whose number may be a square and is no grid."""
+    vision = getattr(config, "vision_config", None)
+    names = [*vars(config), *(vars(vision) if hasattr(vision, "__dict__") else ())]
+    return any(word in name for name in names for word in ("quer", "qformer", "perceiver", "resampler"))
 
 
 def deepstack(config: Any) -> int:

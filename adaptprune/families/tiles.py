@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import flat, squares
-from adaptprune.families.generic import Generic
+from adaptprune.errors import AdaptPruneError
+from adaptprune.families.base import flat, raster, squares
+from adaptprune.families.generic import NO_GRID, Generic
 
 
 class Adjacent(Generic):
@@ -61,9 +62,17 @@ class OverviewLast(Generic):
 class Idefics3(OverviewLast):
     """The features of several tiles may come in one piece."""
 
+    def check(self, config: Any) -> None:
+        if getattr(config.vision_config, "use_fine_route", False):
+            raise AdaptPruneError(
+                "use_fine_route=True gives some tiles four times as many tokens, and it is not known here which: this "
+                "model cannot be pruned."
+            )
+
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         tower = base.config.vision_config
-        tokens = (tower.image_size // tower.patch_size) ** 2 // base.config.scale_factor**2
+        scale = getattr(base.config, "scale_factor", None) or tower.scale_factor
+        tokens = (tower.image_size // tower.patch_size) ** 2 // scale**2
         return squares(torch.empty(len(flat(features)) // tokens, tokens, 0))
 
 
@@ -72,4 +81,5 @@ class Latents(Generic):
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         tokens = base.config.perceiver_config.resampler_n_latents
-        return super().cells(base, modality, inputs, flat(features).unflatten(0, (-1, tokens)))
+        self.note(NO_GRID)
+        return [raster(1, 1, tokens)] * (len(flat(features)) // tokens)

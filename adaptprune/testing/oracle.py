@@ -1,9 +1,9 @@
 """The oracle for any model: the unpruned one, made not to see the dropped tokens from layer K on.
 
-Shares no code with the rest of the package. Layers that attend get their own masks with the dropped columns hidden: what
-a layer may see is taken from the mask that transformers made for it (causal, sliding, chunked, prefix, blocks), so that
-only the dropped columns differ. Layers with another memory (linear attention, convolution, state space) are run on what
-is kept of each prompt alone, without padding, and their states are put back in its place.
+Shares no code with the rest of the package. Layers that attend get their own masks with the dropped columns hidden:
+what a layer may see is taken from the mask that transformers made for it (causal, sliding, chunked, prefix, blocks), so
+that only the dropped columns differ. Layers with another memory (linear attention, convolution, state space) are run on
+what is kept of each prompt alone, without padding, and their states are put back in its place.
 """
 
 from __future__ import annotations
