@@ -69,7 +69,7 @@ TYPES = {
     "idefics2": Type("Idefics2: latents without a place in the picture, in one row", "tiles:Latents"),
     "idefics3": Type("Idefics3: tiles and the whole image", "tiles:Idefics3"),
     "smolvlm": Type("SmolVLM: as Idefics3; video as a sequence of images", "tiles:Idefics3"),
-    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:Idefics3", "5.24.0"),
+    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:GraniteDocling", "5.24.0"),
     "granite4_vision": Type(
         "Granite 4 Vision: as LLaVA-NeXT; prunes after the layers that features are added to", "llava_next:Granite4"
     ),
@@ -79,8 +79,8 @@ TYPES = {
     "ovis2": Type("Ovis2: thumbnail and tiles; indicator tokens stay", "tiles:Separated"),
     "lfm2_vl": Type("LFM2-VL: convolutions in most layers, tiles of any size", "tiles:Separated"),
     "lfm3_vl": Type("LFM3-VL: convolutions and sliding windows", since="5.24.0"),
-    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:OverviewFirst"),
-    "minicpmv4_7": Type("MiniCPM-V 4.7: as 4.6, with M-RoPE", "tiles:OverviewFirst", "5.19.0"),
+    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:MarkedFirst"),
+    "minicpmv4_7": Type("MiniCPM-V 4.7: as 4.6, with M-RoPE", "tiles:MarkedFirst", "5.19.0"),
     "glm4v": Type("GLM-4.1V: any resolution, M-RoPE"),
     "glm46v": Type("GLM-4.6V: as GLM-4.1V"),
     "glm4v_moe": Type("GLM-4.5V: as GLM-4.1V, with experts"),
