@@ -113,8 +113,8 @@ _FRONT = (
     "has placeholders, such as those of {known}"
 )
 _QUERIES = (
-    "its forward encodes pictures without get_image_features, so their tokens cannot be told from text; they are 32 "
-    "already. Use it unpruned"
+    "its generate() hands embeddings to a model inside it, where pictures cannot be told from text; each is no more "
+    "than 32 tokens already. Use it unpruned"
 )
 _SPARSE = (
     "its sparse attention ranks cached keys by places that pruning moves, and no independent check of that exists yet: "
@@ -134,7 +134,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("git", "kosmos-2", "kosmos-2.5"), _FRONT),
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
-    "minimax_m3_vl": _SPARSE,
+    **dict.fromkeys(("minimax_m3_vl", "glm5_next"), _SPARSE),
     **dict.fromkeys(("inkling2", "inkling2_loop", "inkling_mm_model"), _LOOP),
     "unlimited_ocr": "its KV cache is of a kind of its own, which pins the prompt: use it unpruned",
     "diffusion_gemma": "its answer is denoised in blocks by another decoder, which reads a cache of the prompt: use it "
