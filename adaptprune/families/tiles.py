@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
 from adaptprune.families.base import flat, raster, squares
 from adaptprune.families.generic import NO_GRID, Generic
 
@@ -62,16 +61,11 @@ class OverviewLast(Generic):
 class Idefics3(OverviewLast):
     """The features of several tiles may come in one piece."""
 
-    def check(self, config: Any) -> None:
-        if getattr(config.vision_config, "use_fine_route", False):
-            raise AdaptPruneError(
-                "use_fine_route=True gives some tiles four times as many tokens, and it is not known here which: this "
-                "model cannot be pruned."
-            )
-
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         tower = base.config.vision_config
         scale = getattr(base.config, "scale_factor", None) or tower.scale_factor
+        if inputs.get("tile_fine_mask") is not None:  # Granite Docling reads all tiles of a prompt finely then
+            scale //= 2
         tokens = (tower.image_size // tower.patch_size) ** 2 // scale**2
         return squares(torch.empty(len(flat(features)) // tokens, tokens, 0))
 
