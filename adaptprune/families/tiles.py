@@ -70,6 +70,10 @@ class Idefics3(OverviewLast):
         return squares(torch.empty(len(flat(features)) // tokens, tokens, 0))
 
 
+class Docling(OverviewFirst, Idefics3):
+    """A picture begins with the tile of row 1, column 1, and a small one has no other: none in small follows it."""
+
+
 class Latents(Generic):
     """A fixed number of latents per picture, which stand for no place in it; features may come by prompt."""
 

@@ -69,7 +69,7 @@ TYPES = {
     "idefics2": Type("Idefics2: latents without a place in the picture, in one row", "tiles:Latents"),
     "idefics3": Type("Idefics3: tiles and the whole image", "tiles:Idefics3"),
     "smolvlm": Type("SmolVLM: as Idefics3; video as a sequence of images", "tiles:Idefics3"),
-    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:Idefics3", "5.24.0"),
+    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:Docling", "5.24.0"),
     "granite4_vision": Type(
         "Granite 4 Vision: as LLaVA-NeXT; prunes after the layers that features are added to", "llava_next:Granite4"
     ),
