@@ -14,7 +14,6 @@ from torch import Tensor
 import adaptprune
 from adaptprune.families import family_of
 from adaptprune.testing.oracle import attends, decoder_layers, hiding
-from adaptprune.testing.specimen import LAYERS
 from adaptprune.testing.zoo import SPECIMENS, specimen
 
 STEPS = 5
@@ -138,6 +137,3 @@ def extended(inputs: dict[str, Tensor], ids: Tensor, mask: Tensor) -> dict[str, 
 def takes(model: Any, name: str) -> bool:
     """Whether a model's forward has an argument."""
     return name in inspect.signature(model.forward).parameters
-
-
-__all__ = ["LAYERS", "SPECIMENS", "specimen"]
