@@ -51,8 +51,25 @@ HYBRID = ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "lfm2_vl", "lf
 SHARING = ("gemma3n", "gemma4")
 #: reselect=True is refused on all of these.
 FIXED = (*BIDIRECTIONAL, *HYBRID, *SHARING)
+#: reselect=True is refused at the first prompt: layers are handed more than one turn's memory has.
+ANEW_LACKS = {
+    "llama4": "hands on Tensor",  # complex position embeddings
+    "cohere_compass": "hands on NoneType",  # rotary ones for some layers, none for others
+    "ernie4_5_vl_moe": "moe_mm_token_type_ids",
+}
 #: In stock transformers, rows with pictures depend on one another (positions are taken from the first).
 MIXES_ROWS = ("hunyuan_vl",)
+#: Several sequences per prompt go wrong in stock transformers if prompts have different numbers of pictures (or, where
+#: the second is True, any): rows of one prompt differ.
+MIXES_SEQUENCES = {
+    **dict.fromkeys(("glm4v", "glm46v", "glm4v_moe", "glm_ocr", "granite4_vision"), False),
+    "llama4": True,
+}
+#: Stock `generate()` has no assisted decoding for layers whose memory cannot be taken back ("stateful"), or it fails.
+NO_DRAFTS = {
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7", "nemotron_h_omni"), "stateful models"),
+    "ernie4_5_vl_moe": "The shape of the mask",
+}
 #: Their processors take no prompt without a picture.
 NO_TEXT = ("paligemma",)
 

@@ -11,15 +11,20 @@ from transformers import DynamicCache, TextIteratorStreamer
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams.parts import takes_ready
+from adaptprune.testing.oracle import decoder_layers
 from adaptprune.testing.specimen import IMAGE
 from adaptprune.testing.zoo import specimen
+from tests.asking import far
 from tests.families import (
+    ANEW_LACKS,
     BIDIRECTIONAL,
     FAMILY,
     FIXED,
     KIND,
     KINDS,
     MIXES_ROWS,
+    MIXES_SEQUENCES,
+    NO_DRAFTS,
     SPECIMENS,
     TOLERANCE,
     all_of,
@@ -43,7 +48,9 @@ def test_a_count_in_place_of_a_ratio(family):
     with adaptprune.prune(one.model, **suiting(family), num_keep=5) as report:
         words, logits = generate(one, inputs)
         assert "num_keep=5" in report.method
-    assert [kept for sample in report.samples for _, kept in sample.images] == [5, 5, 5]
+    counts = [(count, kept) for sample in report.samples for count, kept in sample.images]
+    assert [kept for _, kept in counts] == [min(5, count) for count, _ in counts]
+    assert len(counts) == 3
     with oracle(one, inputs, layer, gone(one, inputs, report)):
         full, expected = generate(one, inputs)
     equal(logits, expected)
@@ -98,8 +105,8 @@ def test_eviction_below(family):
         getattr(each, "sliding_window", None) for each in DynamicCache(config=one.model.config.get_text_config()).layers
     ]
     held = {n for n, window in zip(report.kv_lengths, windows, strict=False) if n and window is None}
-    assert len(held) == 1  # sliding layers hold what is in their window, others all that is kept
-    assert max(held) < inputs["input_ids"].shape[1]
+    assert len(held) <= 1  # sliding layers hold what is in their window, others all that is kept
+    assert max(held, default=0) < inputs["input_ids"].shape[1]
     with oracle(one, inputs, layer, gone(one, inputs, report), decode_from=0):
         full, expected = generate(one, inputs)
     equal(logits, expected)
@@ -114,7 +121,7 @@ def follow(one, first, answer, seed: int = 3):
     return ids, torch.nn.functional.pad(first["attention_mask"], (0, new), value=1)
 
 
-CHOOSING = [name for name in SPECIMENS if name not in FIXED]
+CHOOSING = [name for name in SPECIMENS if name not in (*FIXED, *ANEW_LACKS)]
 
 
 @pytest.mark.parametrize(
@@ -161,6 +168,20 @@ def test_who_cannot_choose_anew(family):
         pruned(specimen(family), family, "random", reselect=True)
 
 
+@pytest.mark.parametrize("family", ANEW_LACKS)
+@torch.no_grad()
+def test_who_is_found_not_to_choose_anew_by_the_first_prompt(family):
+    one = specimen(family)
+    with (
+        pruned(one, family, reselect=True),
+        pytest.raises(AdaptPruneError, match=f"reselect=True.*{ANEW_LACKS[family]}.*start a new cache at every turn"),
+    ):
+        one.model(**one.inputs(1))
+    with pruned(one, family) as report:
+        one.model(**one.inputs(1))
+    assert report.num_kept < report.num_visual
+
+
 def test_what_cannot_choose_anew():
     with pytest.raises(AdaptPruneError, match="reselect=True needs the keys that evict_below=True drops"):
         adaptprune.prune(specimen("llava").model, "random", reselect=True, evict_below=True)
@@ -196,7 +217,9 @@ def test_a_turn_of_text_over_a_kept_cache(family, evict_below):
 @torch.no_grad()
 def test_beams_and_sampling(family, options):
     one = specimen(family)
-    inputs, layer = one.inputs(1, 2), first_layer(family)
+    if MIXES_SEQUENCES.get(family):
+        pytest.skip("stock transformers does not repeat its pictures: see below")
+    inputs, layer = one.inputs(1, 1) if family in MIXES_SEQUENCES else one.inputs(1, 2), first_layer(family)
     if not takes_ready(one.model):
         inputs = one.inputs(1, 1)
         if len(inputs.get("pixel_values", inputs["input_ids"])) > 2 and "image_grid_thw" not in inputs:
@@ -213,14 +236,31 @@ def test_beams_and_sampling(family, options):
     assert words.tolist() == full.tolist()
 
 
+@pytest.mark.parametrize("family", MIXES_SEQUENCES)
+@torch.no_grad()
+def test_why_some_sequences_are_not_compared(family):
+    """Unpruned, sequences of one prompt differ from the first token on, or there are none."""
+    one = specimen(family)
+    call = {"max_new_tokens": 1, "do_sample": True, "num_return_sequences": 2, "return_dict_in_generate": True}
+    if MIXES_SEQUENCES[family]:
+        with pytest.raises(ValueError, match="Image features and image tokens do not match"):
+            one.model.generate(**one.inputs(1, 2), **call)
+        return
+    (logits,) = one.model.generate(**one.inputs(1, 2), **call, output_logits=True).logits
+    assert far(logits[2], logits[3])
+
+
 @KIND
 @torch.no_grad()
 def test_assisted_decoding_gives_the_greedy_answer(family):
     one = specimen(family)
-    inputs, layer = one.inputs(1), first_layer(family)
-    draft = copy.deepcopy(one.model)
+    inputs, draft = one.inputs(1), copy.deepcopy(one.model)
     for parameter in list(draft.parameters())[-8:]:
         parameter.data += 0.05 * torch.randn_like(parameter)  # right now and then
+    if family in NO_DRAFTS:  # nor unpruned
+        with pytest.raises((ValueError, IndexError), match=NO_DRAFTS[family]):
+            one.model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=draft)
+        return
     with pruned(one, family):
         greedy = one.model.generate(**inputs, max_new_tokens=12, do_sample=False)
         lookup = one.model.generate(**inputs, max_new_tokens=12, do_sample=False, prompt_lookup_num_tokens=3)
@@ -259,6 +299,10 @@ def test_half_precision(family, dtype):
     one = specimen(family)
     model = copy.deepcopy(one.model).to(dtype)
     inputs = {key: value.to(dtype) if value.is_floating_point() else value for key, value in one.inputs(1, 2).items()}
+    if family == "nemotron_h_omni":  # nor unpruned: the state space without its kernels computes in float32
+        with pytest.raises(RuntimeError, match="same dtype"):
+            model(**inputs)
+        return
     with pruned(one, family, model=model) as report:
         logits = model(**inputs).logits
     assert logits.dtype == dtype
@@ -268,16 +312,22 @@ def test_half_precision(family, dtype):
     ]
 
 
+VALUES = ("v_proj.weight", "kv_b_proj.weight", "k_proj.weight")
+
+
 @FAMILY
 def test_training_with_labels(family):
     """Loss and gradients are those of the oracle; labels keep the length of the prompt."""
     one = specimen(family)
-    inputs, layer = one.inputs(1, 2), first_layer(family)
+    # in stock Gemma 3n, gradients are NaN as soon as a row is padded
+    inputs, layer = one.inputs(2) if family == "gemma3n" else one.inputs(1, 2), first_layer(family)
     labels = inputs["input_ids"].clone()
     labels[:, :-4] = -100
-    weight = one.model.lm_head.weight
-    named = [(name, each) for name, each in one.model.named_parameters() if name.endswith("v_proj.weight")]
-    probe = [each for name, each in named if "layers.1." in name][-1]
+    head = one.model.get_output_embeddings() or one.model.get_decoder().get_output_embeddings()
+    weight = head.weight
+    # whatever layer 1 makes its values from
+    named = list(decoder_layers(one.model)[1].named_parameters())
+    probe = next(each for name, each in named if name.endswith(VALUES))
 
     def step():
         one.model.zero_grad()
