@@ -17,7 +17,7 @@ from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE, build, clip, text
 from adaptprune.testing.zoo import SPECIMENS, specimen
 from adaptprune.viz import pictures_seen
-from tests.test_families import TOLERANCE, gone
+from tests.families import TOLERANCE, gone
 
 WORDS = torch.tensor([[70, 71, 72, 73]])
 

@@ -11,7 +11,7 @@ from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS
 from tests.asking import close, far
 from tests.embedded import decoder, embed, features, fresh, merged, plain, rest, seeing
-from tests.test_families import FAMILY, first_layer, generate, gone
+from tests.families import FAMILY, first_layer, generate, gone
 
 #: Stock transformers counts 3-D positions from ids: by embeddings alone these models place tokens otherwise, pruned or
 #: not, so they are held to the oracle and not to the ids.

@@ -14,7 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.testing.zoo import SPECIMENS, specimen
-from tests.test_families import FAMILY, TOLERANCE, first_layer, generate
+from tests.families import FAMILY, TOLERANCE, first_layer, generate
 
 STAND_IN = "flash_stand_in"
 

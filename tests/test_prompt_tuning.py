@@ -16,7 +16,7 @@ from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS
 from tests.asking import close, far, said
 from tests.embedded import fresh, merged
-from tests.test_families import first_layer, generate
+from tests.families import first_layer, generate
 
 peft = pytest.importorskip("peft")
 

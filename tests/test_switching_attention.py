@@ -10,7 +10,7 @@ import adaptprune
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS
 from tests.asking import KEPT, close, far, first, generate, layer_of, pruning, said
-from tests.test_families import first_layer, gone
+from tests.families import first_layer, gone
 from tests.tiny import batch, dropped, llava, prompt
 
 WAYS = pytest.mark.parametrize(("before", "after"), [("sdpa", "eager"), ("eager", "sdpa")])

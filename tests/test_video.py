@@ -10,7 +10,7 @@ from adaptprune.families import FAMILIES
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import VIDEO, VOCABULARY
 from adaptprune.testing.zoo import specimen
-from tests.test_families import LAYERS, TOLERANCE, first_layer, generate, gone
+from tests.families import TOLERANCE, first_layer, generate, gone
 
 FRAMES = 4
 #: Rows and columns of a frame's tokens.

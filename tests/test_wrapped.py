@@ -9,7 +9,7 @@ import adaptprune
 from adaptprune.models.placement import outside_of_decoder
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.zoo import SPECIMENS, specimen
-from tests.test_families import TOLERANCE, first_layer, generate, gone
+from tests.families import TOLERANCE, first_layer, generate, gone
 
 KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "gemma3"])
 

@@ -8,14 +8,17 @@ answer.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.holds import broken
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams.calls import KNOWN, rotary
 from adaptprune.hooks.state import Call
 
 # -- before ------------------------------------------------------------------------------------------------------------
@@ -63,6 +66,28 @@ def check_whole(call: Call, visual: bool) -> None:
             f"generate() reads {call.total} of the prompt's {call.prompt} tokens first, and pruning needs its last one "
             "to choose: leave prefill_chunk_size out."
         )
+
+
+def check_alike(call: Call, arguments: Mapping[str, Any]) -> None:
+    """Refuse to choose anew where later turns would lack what a layer was handed: one position embedding is remembered.
+
+    A look at the first turn is enough, for a conversation that is chosen anew begins under pruning.
+    """
+    if call.length == 1 or call.anew is not None:
+        return
+    pair = rotary(arguments)
+    known = call.first_rotary = call.first_rotary or pair
+    if any(a is not b and not torch.equal(a, b.to(a.device)) for a, b in zip(known, pair, strict=True)):
+        raise AdaptPruneError(
+            "reselect=True remembers one position embedding for all layers, and in this decoder they differ by layer: "
+            "start a new cache at every turn instead."
+        )
+    for name, value in arguments.items():
+        if name not in KNOWN and isinstance(value, Tensor) and value.ndim > 1 and call.length in value.shape[1:3]:
+            raise AdaptPruneError(
+                f"reselect=True runs layers over the conversation again, and this decoder hands them {name} of one "
+                "turn's tokens alone: start a new cache at every turn instead."
+            )
 
 
 def check_draft(call: Call) -> None:

@@ -230,6 +230,8 @@ class Forwards:
         if cache is not None and call.cache is None:
             call.cache = cache  # made inside the decoder's forward
         backend, hidden = attention.backend(self._parts.decoder), given
+        if self._reselect and self._stages and index >= self._stages[0]:
+            facts.check_alike(call, arguments)
         if self._reselect and self._stages and index == self._stages[0]:
             hidden = self._selector.remember(call, hidden, calls.rotary(arguments))
         changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments

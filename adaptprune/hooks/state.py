@@ -171,6 +171,8 @@ class Call:
         on, so that old tokens are chosen anew.
     rotary : tuple of Tensor or None, (B or 1, T, d)
         Then: position embeddings of the whole conversation.
+    first_rotary : tuple of Tensor or None
+        Those that the first of these layers was handed, if its states are to be remembered.
     """
 
     state: PruneState
@@ -196,6 +198,7 @@ class Call:
     held: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     anew: int | None = None
     rotary: tuple[Tensor, ...] | None = None
+    first_rotary: tuple[Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
         self.consider(self.layouts)

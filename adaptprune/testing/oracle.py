@@ -49,7 +49,7 @@ def hiding(
         cache = cache_in(kwargs)
         if number == 0:
             seen.past = cache.get_seq_length() if cache is not None else 0
-            seen.queries = states.shape[-2] if states.shape[0] != states.shape[-3] else states.shape[1]
+            seen.queries = _one_stream(model, states).shape[1]
         first = layer if seen.past == 0 or decode_from is None else decode_from
         if number < first or not attends(module):
             return None
@@ -78,6 +78,14 @@ class _Seen:
     past = queries = 0
 
 
+def _one_stream(model: Any, states: Tensor) -> Tensor:
+    """Of hidden states that may have several streams, those of one, (B, L, D)."""
+    if states.ndim == 3:
+        return states
+    before = hasattr(model.config.get_text_config(), "altup_num_inputs")  # Gemma 3n has them in front of the batch
+    return states[0] if before else states[:, :, 0]
+
+
 def attends(layer: nn.Module) -> bool:
     """Whether a layer has an attention: something that projects queries."""
     return any(name.endswith(("q_proj", "q_b_proj")) for name, _ in layer.named_modules())
@@ -94,9 +102,10 @@ def _hidden(
     seen: _Seen,
 ) -> Tensor:
     """A layer's mask, (B, 1, L, S), with columns hidden."""
-    total, batch = seen.past + seen.queries, states.shape[-3] if states.shape[-2] <= seen.queries else states.shape[0]
+    states = _one_stream(model, states)
+    total, batch = seen.past + seen.queries, states.shape[0]
     if mask is None:
-        asking = min(seen.queries, states.shape[-2])
+        asking = min(seen.queries, states.shape[1])
         width = keys_of(module, cache, number, seen.past) + seen.queries
         place = torch.arange(total - width, total)
         mask = (place[None] <= torch.arange(total - asking, total)[:, None])[None, None]

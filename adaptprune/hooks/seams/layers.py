@@ -96,6 +96,9 @@ def key_projection(layer: nn.Module) -> nn.Module:
 def normalised(layer: nn.Module, states: Tensor) -> Tensor:
     """Hidden states as a layer's attention is handed them."""
     norm = next((found for name in NORMS if isinstance(found := getattr(layer, name, None), nn.Module)), None)
+    others = [name for name, _ in layer.named_children() if "norm" in name]
+    if norm is None and others and all(name.startswith("post_") for name in others):
+        return states  # every norm stands behind what it belongs to (EXAONE 4)
     if norm is None:
         raise AdaptPruneError(
             f"{type(layer).__name__} has none of {', '.join(NORMS)}: use keys='previous' or 'reference'."
