@@ -5,7 +5,8 @@
 Of each type that is not refused by name a tiny model with random weights is pruned (`random`, 25 %, before layer K): it
 has to equal the oracle at the prompt and three words after it, with sdpa and eager attention; to be bit-identical with
 keep_ratio=1; and to pass the self-check that `prune` makes. What is expected lies in
-`adaptprune/families/outcomes.json`, which `adaptprune families` shows. A rename or a new type in a release shows as a difference; `--write` accepts it.
+`adaptprune/families/outcomes.json`, which `adaptprune families` shows. A rename or a new type in a release shows as a
+difference; `--write` accepts it.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ def _one_stream(model: Any, states: Tensor) -> Tensor:
 
 def attends(layer: nn.Module) -> bool:
     """Whether a layer has an attention: something that projects queries."""
-    return any(name.endswith(("q_proj", "q_b_proj")) for name, _ in layer.named_modules())
+    return any(name.endswith(("q_proj", "q_b_proj", "query_key_value")) for name, _ in layer.named_modules())
 
 
 def _hidden(
