@@ -136,7 +136,7 @@ def _bounded(model_type: str) -> dict[str, Any]:
             one.model(**one.inputs)
     except AdaptPruneError as error:
         if "beyond" in str(error):
-            return {"limit": f"prompt and answer within the budget of its sparse attention: {longest[1]} beyond"}
+            return {"limit": "prompt and answer no longer than the budget of its sparse attention"}
     raise Wrong("its sparse attention chooses among keys, and pruning was not refused")
 
 

@@ -15,6 +15,7 @@ from adaptprune.hooks.forwards import Forwards
 from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
 from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams.layers import chooses
 from adaptprune.hooks.seams.table import check
 from adaptprune.hooks.select import Selector
 from adaptprune.methods import make_pruner
@@ -136,6 +137,11 @@ class PruneHandle:
                 "handle first."
             )
         check(self._parts, self._selector.watched)
+        if chooses(self._parts.layers) and self._family.longest(self.config) is None:
+            raise AdaptPruneError(
+                f"model type {self.config.model_type!r} has sparse attention, and its config does not say, in a way that "
+                "is known here, how many keys it chooses: it cannot be pruned."
+            )
         self._selector.check(self._family.smallest_layer(self.config))
         if reselect and evict_below:
             raise AdaptPruneError("reselect=True needs the keys that evict_below=True drops: use one of them.")

@@ -74,6 +74,11 @@ def chosen_before(layers: Sequence[nn.Module], first: int) -> bool:
     return False
 
 
+def chooses(layers: Sequence[nn.Module]) -> bool:
+    """Whether some layer's attention chooses among its keys (sparse attention)."""
+    return any(isinstance(getattr(finds_attention(layer), "indexer", None), nn.Module) for layer in layers)
+
+
 def has_keys(layer: nn.Module) -> bool:
     """Whether a decoder layer makes keys of its own."""
     attention = finds_attention(layer)
