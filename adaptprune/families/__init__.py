@@ -45,8 +45,15 @@ def list_families() -> list[str]:
 
 
 def is_tested(config: Any) -> bool:
-    """Whether models of this type have a specimen that every change is tested with."""
-    return getattr(config, "model_type", None) in TYPES
+    """Whether models of this type, with a decoder of this type, have a specimen that every change is tested with."""
+    from adaptprune.families.outcomes import read
+    from adaptprune.hooks.seams.parts import text_config
+
+    model_type = getattr(config, "model_type", None)
+    if model_type not in TYPES:
+        return False
+    decoders = read()["types"].get(model_type, {}).get("decoders", ())
+    return getattr(text_config(config), "model_type", None) in decoders
 
 
 def why_refused(model_type: str | None) -> str | None:

@@ -23,6 +23,7 @@ from transformers import Cache
 from adaptprune.errors import first_line
 from adaptprune.families import FAMILIES, family_of, missing
 from adaptprune.hooks import prune, seams
+from adaptprune.hooks.seams.layers import has_keys
 from adaptprune.testing import zoo
 from adaptprune.testing.oracle import hiding
 
@@ -136,16 +137,16 @@ def _try(outcome: Outcome, attention: str) -> None:
     layer = max(2, family_of(one.model.config).smallest_layer(one.model.config))
     parts = seams.parts_of(one.model)
     outcome.seams[attention] = seams.check(parts, [parts.layers[layer - 1]])
-    inputs = one.inputs(*IMAGES)
+    inputs, keys = one.inputs(*IMAGES), "layer" if has_keys(parts.layers[layer]) else "previous"
     plain = _generate(one.model, inputs)
-    with prune(one.model, keep_ratio=1, layer=layer) as everything:
+    with prune(one.model, keep_ratio=1, layer=layer, keys=keys) as everything:
         same = _generate(one.model, inputs)
     if not torch.equal(same.logits, plain.logits) or not torch.equal(same.words, plain.words):
         raise Wrong(f"keep_ratio=1 changes the answer: logits differ by {_apart(same.logits, plain.logits):.1e}")
-    with prune(one.model, keep_ratio=KEEP_RATIO, layer=layer) as report:
+    with prune(one.model, keep_ratio=KEEP_RATIO, layer=layer, keys=keys) as report:
         pruned = _generate(one.model, inputs)
     gone = _dropped(one, inputs, everything, report)
-    with hiding(one.model, layer, gone):
+    with hiding(one.model, layer, gone, padding=inputs["attention_mask"]):
         expected = _generate(one.model, inputs)
     if _apart(expected.logits, plain.logits) <= TOLERANCE:
         raise Wrong("the mask oracle hid nothing, so that nothing can be compared with it")
@@ -205,6 +206,8 @@ def _check_cache(cache: Any, inputs: dict[str, Tensor], layer: int, gone: list[l
     # padding goes with the dropped tokens: the longest of what is left is what a layer holds
     left = max(int(mask.sum()) - len(places) for mask, places in zip(inputs["attention_mask"], gone, strict=True))
     for number, each in enumerate(cache.layers):
+        if getattr(each, "keys", None) is None:  # another memory than keys, or those of another layer
+            continue
         length = total if number < layer else left
         window = getattr(each, "sliding_window", None)
         of_prompt, of_all = (n if window is None else min(n, window - 1) for n in (length, length + STEPS - 1))
