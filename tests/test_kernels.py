@@ -108,7 +108,8 @@ def test_flex_attention_equals_sdpa(family):
     try:
         one = SPECIMENS[family]("flex_attention")
     except ValueError as error:  # a part of it
-        assert "does not support an attention implementation through torch's flex_attention" in str(error)
+        if "does not support an attention implementation through torch's flex_attention" not in str(error):
+            raise
         pytest.skip(f"transformers has no flex attention for {str(error).split()[0]}")
     # the CPU build compiles flex attention only where a C++ compiler is set up; the plain one is the same function
     with (
