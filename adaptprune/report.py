@@ -52,6 +52,12 @@ class PruneReport:
         Host time of capturing the cues and selecting, all samples and layers, in milliseconds.
     prompts : int
         How many prompts were read since the hooks were put on.
+    tier : {"tested", "checked", "unchecked"}
+        How far it is proven that this model is pruned rightly. "tested": models of this type are, with their real
+        processor, whenever this package changes. "checked": this one has passed a check, here. "unchecked": it was to
+        be pruned without.
+    notes : list of str
+        What is special about the model: layers without keys, tokens without a grid.
     """
 
     method: str = ""
@@ -62,6 +68,8 @@ class PruneReport:
     attention_backend: str = ""
     selection_ms: float = 0.0
     prompts: int = 0
+    tier: str = ""
+    notes: list[str] = field(default_factory=list)
 
     @property
     def num_visual(self) -> int:
@@ -83,4 +91,6 @@ class PruneReport:
         text = f"kept {self.num_kept} of {self.num_visual} visual tokens"
         if self.kv_bytes:
             text += f", KV cache {self.kv_bytes / 2**20:.2f} of {self.kv_bytes_unpruned / 2**20:.2f} MiB"
-        return f"{text}, selection {self.selection_ms:.1f} ms"
+        text += f", selection {self.selection_ms:.1f} ms"
+        said = ([self.tier] if self.tier == "unchecked" else []) + self.notes
+        return f"{text} ({'; '.join(said)})" if said else text

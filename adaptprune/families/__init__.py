@@ -44,9 +44,9 @@ def list_families() -> list[str]:
     return FAMILIES.names()
 
 
-def is_tested(model_type: str) -> bool:
-    """Whether a model type has a specimen that every change is tested with."""
-    return model_type in TYPES
+def is_tested(config: Any) -> bool:
+    """Whether models of this type have a specimen that every change is tested with."""
+    return getattr(config, "model_type", None) in TYPES
 
 
 def why_refused(model_type: str | None) -> str | None:

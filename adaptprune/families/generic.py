@@ -25,6 +25,8 @@ GRIDS = ("grid_thw", "grid_hw", "spatial_shapes", "target_sizes")
 PLACES = "position_ids"
 #: What holds heights and widths in pixels, (n, 2).
 PIXELS = "image_sizes"
+#: Configs of decoders with sparse attention say by one of these how many keys a token may choose.
+BUDGETS = ("index_topk", "indexer_budget")
 NO_GRID = "no grid was found for its visual tokens: they count as one row"
 
 #: Frames, rows and columns of tokens.
@@ -40,8 +42,9 @@ class Generic(Family):
         return deepstack(config)
 
     def longest(self, config: Any) -> tuple[int, str] | None:
-        budget = getattr(text_config(config), "index_topk", None)
-        return (int(budget), "its sparse attention has to choose among keys") if budget else None
+        found = (getattr(text_config(config), name, None) for name in BUDGETS)
+        budget = next((int(each) for each in found if each), None)
+        return None if budget is None else (budget, "its sparse attention has to choose among keys")
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         return [raster(*shape) for shape in self.shapes(base, modality, inputs, features)]

@@ -36,42 +36,53 @@ class Separated(Adjacent):
     between: ClassVar[int] = 1
 
 
-class OverviewFirst(Generic):
-    """The picture in small comes first, behind a mark that no other tile has in front of it."""
+class MarkedFirst(Generic):
+    """The first tile of a picture has a mark in front of it that no other tile of it has."""
 
     def group(self, labels: Tensor, places: Sequence[Tensor]) -> list[int]:
-        marks = [int(labels[tile[0] - 1]) if tile[0] else -1 for tile in places]
+        marks = _marks(labels, places)
         images = [0]
         for mark in marks[1:]:
             images.append(images[-1] + int(mark == marks[0]))
         return images
 
 
-class OverviewLast(Generic):
-    """Before a tile stands a token for its row and column, before the picture in small one of its own."""
+class MarkedLast(Generic):
+    """The last tile of a picture, which may be its only one, has a mark in front of it that no other tile of it has."""
 
     def group(self, labels: Tensor, places: Sequence[Tensor]) -> list[int]:
-        marks = [int(labels[tile[0] - 1]) if tile[0] else -1 for tile in places]
+        marks = _marks(labels, places)
         images = [0]
         for mark in marks[:-1]:
-            images.append(images[-1] + int(mark == marks[-1]))  # the last tile is a whole image: it shows the mark
+            images.append(images[-1] + int(mark == marks[-1]))
         return images
 
 
-class Idefics3(OverviewLast):
-    """The features of several tiles may come in one piece."""
+def _marks(labels: Tensor, places: Sequence[Tensor]) -> list[int]:
+    """The token in front of each tile; -1 for none."""
+    return [int(labels[tile[0] - 1]) if tile[0] else -1 for tile in places]
+
+
+class Idefics3(MarkedLast):
+    """The picture in small comes last, also alone. The features of several tiles may come in one piece."""
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
-        tower = base.config.vision_config
-        scale = getattr(base.config, "scale_factor", None) or tower.scale_factor
-        if inputs.get("tile_fine_mask") is not None:  # Granite Docling reads all tiles of a prompt finely then
-            scale //= 2
-        tokens = (tower.image_size // tower.patch_size) ** 2 // scale**2
-        return squares(torch.empty(len(flat(features)) // tokens, tokens, 0))
+        return _whole_tiles(base.config, base.config.scale_factor, features)
 
 
-class Docling(OverviewFirst, Idefics3):
-    """A picture begins with the tile of row 1, column 1, and a small one has no other: none in small follows it."""
+class GraniteDocling(MarkedFirst):
+    """A lone tile counts as the first one. All tiles of a prompt may be read finely, in four times as many tokens."""
+
+    def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
+        scale = base.config.vision_config.scale_factor
+        return _whole_tiles(base.config, scale if inputs.get("tile_fine_mask") is None else scale // 2, features)
+
+
+def _whole_tiles(config: Any, scale: int, features: Any) -> list[Tensor]:
+    """Cells of the square tiles of all prompts, from their number of tokens each."""
+    tower = config.vision_config
+    tokens = (tower.image_size // tower.patch_size) ** 2 // scale**2
+    return squares(torch.empty(len(flat(features)) // tokens, tokens, 0))
 
 
 class Latents(Generic):

@@ -69,7 +69,7 @@ TYPES = {
     "idefics2": Type("Idefics2: latents without a place in the picture, in one row", "tiles:Latents"),
     "idefics3": Type("Idefics3: tiles and the whole image", "tiles:Idefics3"),
     "smolvlm": Type("SmolVLM: as Idefics3; video as a sequence of images", "tiles:Idefics3"),
-    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:Docling", "5.24.0"),
+    "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:GraniteDocling", "5.24.0"),
     "granite4_vision": Type(
         "Granite 4 Vision: as LLaVA-NeXT; prunes after the layers that features are added to", "llava_next:Granite4"
     ),
@@ -79,8 +79,8 @@ TYPES = {
     "ovis2": Type("Ovis2: thumbnail and tiles; indicator tokens stay", "tiles:Separated"),
     "lfm2_vl": Type("LFM2-VL: convolutions in most layers, tiles of any size", "tiles:Separated"),
     "lfm3_vl": Type("LFM3-VL: convolutions and sliding windows", since="5.24.0"),
-    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:OverviewFirst"),
-    "minicpmv4_7": Type("MiniCPM-V 4.7: as 4.6, with M-RoPE", "tiles:OverviewFirst", "5.19.0"),
+    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:MarkedFirst"),
+    "minicpmv4_7": Type("MiniCPM-V 4.7: as 4.6, with M-RoPE", "tiles:MarkedFirst", "5.19.0"),
     "glm4v": Type("GLM-4.1V: any resolution, M-RoPE"),
     "glm46v": Type("GLM-4.6V: as GLM-4.1V"),
     "glm4v_moe": Type("GLM-4.5V: as GLM-4.1V, with experts"),
@@ -113,8 +113,8 @@ _FRONT = (
     "has placeholders, such as those of {known}"
 )
 _QUERIES = (
-    "its forward encodes pictures without get_image_features, so their tokens cannot be told from text; they are 32 "
-    "already. Use it unpruned"
+    "its generate() hands embeddings to a model inside it, where pictures cannot be told from text; each is no more "
+    "than 32 tokens already. Use it unpruned"
 )
 _SPARSE = (
     "its sparse attention ranks cached keys by places that pruning moves, and no independent check of that exists yet: "
@@ -134,7 +134,7 @@ REFUSED = {
     ),
     **dict.fromkeys(("git", "kosmos-2", "kosmos-2.5"), _FRONT),
     **dict.fromkeys(("blip-2", "instructblip", "instructblipvideo"), _QUERIES),
-    "minimax_m3_vl": _SPARSE,
+    **dict.fromkeys(("minimax_m3_vl", "glm5_next"), _SPARSE),
     **dict.fromkeys(("inkling2", "inkling2_loop", "inkling_mm_model"), _LOOP),
     "unlimited_ocr": "its KV cache is of a kind of its own, which pins the prompt: use it unpruned",
     "diffusion_gemma": "its answer is denoised in blocks by another decoder, which reads a cache of the prompt: use it "

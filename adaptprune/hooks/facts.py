@@ -44,6 +44,15 @@ def check_decoder(decoder: nn.Module, backend: str, call: Call) -> None:
         )
 
 
+def check_length(call: Call, longest: tuple[int, str] | None) -> None:
+    """Refuse a pruned sequence of more positions than its model can be pruned with, and say why."""
+    if longest is not None and call.total > longest[0] and (call.layouts is not None or call.state.views):
+        raise AdaptPruneError(
+            f"the sequence has {call.total} tokens, and beyond {longest[0]} {longest[1]}, which cannot be pruned: "
+            "shorten the prompt or the answer, or use the model unpruned."
+        )
+
+
 def check_whole(call: Call, visual: bool) -> None:
     """Refuse a prompt that `generate()` reads in chunks: its last token, which ranks visual tokens, is yet to come.
 

@@ -60,6 +60,7 @@ class Forwards:
         self._report, self._reselect, self._evict_below, self._learned = report, reselect, evict_below, learned
         self._config: Any = found.model.config
         self._stages = selector.stages
+        self._longest = family.longest(self._config)
         self.noted = locate.Noted()
         #: Everything that was put on the model, to be looked after.
         self.held: list[holds.Hold] = []
@@ -143,6 +144,7 @@ class Forwards:
             if self._evict_below:
                 facts.check_draft(call)
             facts.check_decoder(module, attention.backend(module), call)
+            facts.check_length(call, self._longest)
         running.call = call
 
     def _prompt(self, tokens: Tensor, past: int) -> int | None:
@@ -202,7 +204,7 @@ class Forwards:
 
     def _tell(self, call: Call, backend: str) -> None:
         """Fill the report; a prompt that somebody else reads inside `generate()` is counted there and not told."""
-        new, mine = report_of(call, self._report, backend), self._running.mine
+        new, mine = report_of(call, self._report, backend, self._family.notes), self._running.mine
         if self._running.generating is not None and mine is None:
             self._report.prompts = new.prompts
             return

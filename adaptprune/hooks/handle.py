@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.families import family_of
+from adaptprune.families import family_of, is_tested
 from adaptprune.hooks import encode
 from adaptprune.hooks.forwards import Forwards
 from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
 from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams.layers import chooses
 from adaptprune.hooks.seams.table import check
 from adaptprune.hooks.select import Selector
 from adaptprune.methods import make_pruner
@@ -31,6 +32,7 @@ def prune(
     *,
     reselect: bool = False,
     evict_below: bool = False,
+    check: bool = True,
     **options: Any,
 ) -> PruneHandle:
     """Drop visual tokens in every prompt that goes through `model`, until the handle is removed.
@@ -38,8 +40,8 @@ def prune(
     Parameters
     ----------
     model : nn.Module
-        A stock transformers vision-language model of a family in `adaptprune.list_families()`, with or without PEFT
-        adapters.
+        A stock transformers vision-language model, with or without PEFT adapters: of a tested type (`adaptprune
+        families` lists them), or any other that passes the check.
     method : str or Pruner
         A name or spec string ("adaptprune:keep_ratio=0.1,layer=2"), or an object.
     reselect : bool
@@ -50,6 +52,10 @@ def prune(
     evict_below : bool
         Once a prompt is read, drop the keys of pruned tokens from the layers before K as well. The prompt's own pass
         sees them; what is generated does not.
+    check : bool
+        Whether a model of a type that is not tested has to pass a check first: some short forwards, once for every kind
+        of model, attention backend, layer and version (`adaptprune.hooks.selfcheck`). Without it the report says
+        "unchecked".
     **options
         Options of the method; they win over those in `method`.
 
@@ -62,7 +68,8 @@ def prune(
     Raises
     ------
     AdaptPruneError
-        An unsupported model, an unknown method or option, a value that is not allowed, a model that is pruned already.
+        A model that cannot be pruned or did not pass the check, an unknown method or option, a value that is not
+        allowed, a model that is pruned already.
 
     Examples
     --------
@@ -70,12 +77,12 @@ def prune(
     ...     model.generate(**inputs)
     >>> print(report)
     """
-    for name, value in (("reselect", reselect), ("evict_below", evict_below)):
+    for name, value in (("reselect", reselect), ("evict_below", evict_below), ("check", check)):
         if not isinstance(value, bool):
             raise AdaptPruneError(f"{name}={value!r} is not allowed: it is True or False.")
     pruner = make_pruner(method, **options)
     model, learned = parts.unwrapped(model)
-    return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, learned=learned)
+    return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, check=check, learned=learned)
 
 
 class PruneHandle:
@@ -88,6 +95,10 @@ class PruneHandle:
     pruner : Pruner
     """
 
+    #: What is made to choose tokens, and to follow forwards.
+    selecting: ClassVar[type[Selector]] = Selector
+    telling: ClassVar[type[Forwards]] = Forwards
+
     def __init__(
         self,
         model: nn.Module,
@@ -95,19 +106,20 @@ class PruneHandle:
         *,
         reselect: bool = False,
         evict_below: bool = False,
+        check: bool = True,
         learned: Callable[[], Tensor] | None = None,
     ) -> None:
         self.config: Any = model.config
         self.pruner = pruner
-        self.report = PruneReport(method=pruner.spec())
         self._family = family_of(self.config)
         self._parts = parts.parts_of(model)
         running = Running()
-        self._selector = Selector(pruner, self._parts.layers, lambda: running.call)
+        self._selector = self.selecting(pruner, self._parts, lambda: running.call)
         self._held: list[Hold] = []
         self._check(reselect, evict_below)
+        self.report = PruneReport(method=pruner.spec(), tier=self._tier(check))
         pruner.warm_up()
-        forwards = Forwards(
+        forwards = self.telling(
             self._parts, self._family, self._selector, running, self.report,
             reselect=reselect, evict_below=evict_below, learned=learned,
         )  # fmt: skip
@@ -125,6 +137,11 @@ class PruneHandle:
                 "handle first."
             )
         check(self._parts, self._selector.watched)
+        if chooses(self._parts.layers) and self._family.longest(self.config) is None:
+            raise AdaptPruneError(
+                f"model type {self.config.model_type!r} has sparse attention, and its config does not say, in a way that "
+                "is known here, how many keys it chooses: it cannot be pruned."
+            )
         self._selector.check(self._family.smallest_layer(self.config))
         if reselect and evict_below:
             raise AdaptPruneError("reselect=True needs the keys that evict_below=True drops: use one of them.")
@@ -138,6 +155,17 @@ class PruneHandle:
                 f"reselect=True runs layers over the conversation again, and model type {self.config.model_type!r} has "
                 "layers that share keys or remember in another way: start a new cache at every turn instead."
             )
+
+    def _tier(self, check: bool) -> str:
+        """How far it is proven that this model is pruned rightly: see `PruneReport.tier`."""
+        if is_tested(self.config):
+            return "tested"
+        if not check or not self._selector.stages:
+            return "unchecked"
+        from adaptprune.hooks import selfcheck
+
+        selfcheck.ensure(selfcheck.Trial(self._parts, self._selector.stages))
+        return "checked"
 
     def _install(self, forwards: Forwards, running: Running) -> None:
         model, base, decoder, layers = self._parts.model, self._parts.base, self._parts.decoder, self._parts.layers

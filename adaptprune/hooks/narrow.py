@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.hooks.seams.calls import KNOWN, MASK, POSITIONS, ROTARY, as_rotary
+from adaptprune.hooks.seams.calls import CHOSEN, KNOWN, MASK, POSITIONS, ROTARY, as_rotary
 from adaptprune.hooks.state import Call
 
 
@@ -72,31 +72,28 @@ def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: 
             # position_ids as borders between packed sequences.
             changed[POSITIONS] = None
         for name, value in changed.items():
+            if name == CHOSEN:
+                continue  # by layers that held what this one holds: `Selector.check` sees to that
             if name != MASK and name.endswith("mask") and (value is None or value.ndim == 2):
                 changed[name] = _token_mask(call, rows, value)
             elif name != MASK and value is not None:
                 changed[name] = _once(call, layer, value, partial(_per_token, call, rows, name, value))
     else:
         for name, value in arguments.items():
-            if isinstance(value, Tensor) and name not in KNOWN and call.total in value.shape[2:]:
+            if isinstance(value, Tensor) and name not in {*KNOWN, CHOSEN} and call.total in value.shape[2:]:
                 raise _strange(call, name, value)
-    if layer not in call.keyless:
+    if layer not in call.keyless or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
         changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
     elif rows is not None:
         changed[MASK] = _token_mask(call, rows, mask)
     return changed
 
 
-def _token_mask(call: Call, rows: Tensor, mask: Any) -> Tensor | None:
+def _token_mask(call: Call, rows: Tensor, mask: Tensor | None) -> Tensor | None:
     """The mask of a layer without keys, (B, S): which of its tokens are real. None if all are."""
     real = rows >= 0
     if mask is None:
         return None if bool(real.all()) else real
-    if not isinstance(mask, Tensor) or mask.ndim != 2 or mask.shape[1] < call.length:
-        raise AdaptPruneError(
-            f"a layer without keys is handed a mask of shape {tuple(getattr(mask, 'shape', ()))}, and it is not known "
-            "how to take dropped tokens out of it: pass a 2-D attention_mask."
-        )
     return take(mask[:, -call.length :], rows) & real.to(mask.device, mask.dtype)
 
 

@@ -48,8 +48,8 @@ def own_output(call: Call, layer: int, hidden: Tensor, full: bool) -> Tensor:
     return hidden[:, -int((rows >= begin).sum(dim=1).max()) :]
 
 
-def report_of(call: Call, before: PruneReport, backend: str) -> PruneReport:
-    """The report of one prompt."""
+def report_of(call: Call, before: PruneReport, backend: str, notes: list[str]) -> PruneReport:
+    """The report of one prompt; `notes` are those of the model's family."""
     layers = kv.layers_of(call.cache)
     sizes = [sum(part.nbytes for part in kv.contents(layer) or ()) for layer in layers]
     lengths = [kv.held(layer) for layer in layers]
@@ -77,7 +77,16 @@ def report_of(call: Call, before: PruneReport, backend: str) -> PruneReport:
         attention_backend=backend,
         selection_ms=1000 * call.selection_seconds,
         prompts=before.prompts + 1,
+        tier=before.tier,
+        notes=[*_on_keys(call), *(notes if any(sample.num_visual for sample in samples) else ())],
     )
+
+
+def _on_keys(call: Call) -> list[str]:
+    """What is to be said of a decoder whose layers do not all hold keys."""
+    layers = len(kv.layers_of(call.cache))
+    holding = layers - len(call.keyless) - len(call.sources)
+    return [f"only {holding} of {layers} layers hold keys"] if 0 < holding < layers else []
 
 
 def _unpruned(call: Call, index: int, held: int) -> int:

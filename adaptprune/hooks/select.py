@@ -16,7 +16,8 @@ from adaptprune.hooks.holds import Hold, broken, hook
 from adaptprune.hooks.probe import last_token_attention
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.attention import install
-from adaptprune.hooks.seams.layers import attending, attention_of, has_keys, key_projection, key_sources, normalised
+from adaptprune.hooks.seams.layers import attention_of, chosen_before, has_keys, key_projection, normalised
+from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.state import BELOW, Call, History, places
 from adaptprune.pruner import Pruner, VisualTokens
 
@@ -27,21 +28,20 @@ class Selector:
     Parameters
     ----------
     pruner : Pruner
-    layers : list of nn.Module
-        The decoder layers.
+    found : Parts
     current : callable
         The `Call` under way in this thread, or None.
     """
 
-    def __init__(self, pruner: Pruner, layers: list[nn.Module], current: Callable[[], Call | None]) -> None:
-        self.pruner, self.layers, self._current = pruner, layers, current
-        self.schedule = pruner.schedule(len(layers))
+    #: The layers before which tokens leave, ascending.
+    stages: tuple[int, ...] = ()
+
+    def __init__(self, pruner: Pruner, found: Parts, current: Callable[[], Call | None]) -> None:
+        self.pruner, self.layers, self._current = pruner, found.layers, current
+        self.keyless, self.sources = found.keyless, found.sources
+        self.schedule = pruner.schedule(len(self.layers))
         acting = [layer for layer, ratio in self.schedule.items() if ratio < 1 or pruner.num_keep is not None]
-        self.stages = tuple(sorted(acting))
-        attends = attending(layers)
-        #: Layers that hold no keys, and those that read another layer's.
-        self.keyless = frozenset(range(len(layers))) - attends
-        self.sources = key_sources(layers)
+        self.stages = self.stages or tuple(sorted(acting))
 
     def check(self, smallest: int) -> None:
         """Raise AdaptPruneError for a layer that does not exist or comes too early or late, or that lacks a cue.
@@ -68,6 +68,12 @@ class Selector:
                 raise AdaptPruneError(
                     f"layer={layer} is too late for this model, whose layers {readers} read the keys of a layer before "
                     f"it, and would see dropped tokens again: use {first} to {last}."
+                )
+            if chosen_before(self.layers, layer):
+                works = [each for each in range(first, last + 1) if not chosen_before(self.layers, each)]
+                raise AdaptPruneError(
+                    f"layer={layer} does not suit this model: behind it, keys are read that an earlier layer has "
+                    f"chosen by their places, which pruning moves. Use layer={' or '.join(map(str, works))}."
                 )
             if not self._has_cues(layer):
                 raise self._without_cues(layer, range(first, last + 1))

@@ -88,7 +88,7 @@ def _one_stream(model: Any, states: Tensor) -> Tensor:
 
 def attends(layer: nn.Module) -> bool:
     """Whether a layer has an attention: something that projects queries."""
-    return any(name.endswith(("q_proj", "q_b_proj")) for name, _ in layer.named_modules())
+    return any(name.endswith(("q_proj", "q_b_proj", "query_key_value")) for name, _ in layer.named_modules())
 
 
 def _hidden(
@@ -203,6 +203,6 @@ def keys_of(layer: Any, cache: Any, number: int, past: int) -> int:
     if cache is None or number >= len(cache.layers):
         return past
     window = getattr(cache.layers[number], "sliding_window", None)
-    if window is None and not hasattr(cache.layers[number], "cumulative_length"):
+    if window is None and not hasattr(cache.layers[number], "get_seq_length"):  # it reads another layer's keys
         window = getattr(getattr(layer, "self_attn", None), "sliding_window", None) if past else None
     return past if window is None else min(past, window - 1)

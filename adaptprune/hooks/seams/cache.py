@@ -185,12 +185,17 @@ def keyless(layer: Any) -> bool:
     return isinstance(layer, KEYLESS) and not isinstance(layer, DynamicLayer)
 
 
+def known(layer: Any) -> bool:
+    """Whether a layer of a cache holds no keys, or such as can be shortened."""
+    return type(layer) in PRUNED or type(layer) in PRUNED.values() or keyless(layer)
+
+
 def check(cache: Any) -> None:
     """Raise AdaptPruneError for a cache whose layers cannot be shortened (static, quantised, ...)."""
     if cache is None:
         return
     for layer in layers_of(cache):
-        if type(layer) not in PRUNED and type(layer) not in PRUNED.values() and not keyless(layer):
+        if not known(layer):
             raise AdaptPruneError(
                 f"{type(cache).__name__} cannot be pruned, its {type(layer).__name__}s do not grow token by token: use "
                 "a dynamic cache (cache_implementation='dynamic')."

@@ -16,6 +16,8 @@ from adaptprune.hooks.seams.versions import misfit
 #: Arguments of a decoder layer, by meaning. The hidden states come first; the others by name, or in the order in which
 #: the layer's forward names them.
 HIDDEN, MASK, ROTARY, POSITIONS = "hidden_states", "attention_mask", "position_embeddings", "position_ids"
+#: What sparse attention has chosen, handed on from layer to layer: places among the keys that those layers hold.
+CHOSEN = "prev_topk_indices"
 #: Those whose form is known.
 KNOWN = frozenset({HIDDEN, MASK, ROTARY, POSITIONS})
 #: What `generate()` asks for the arguments of every forward of its own.

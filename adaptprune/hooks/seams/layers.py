@@ -17,7 +17,7 @@ from adaptprune.hooks.seams.versions import misfit
 
 #: What a decoder layer may call its attention, and by what an attention is known among other mixers.
 ATTENTION = ("self_attn", "attention", "attn", "mixer")
-QUERIES = ("q_proj", "q_b_proj")
+QUERIES = ("q_proj", "q_b_proj", "query_key_value", "qkv_proj")
 #: What keys are projected by; the second is that of latent attention, to what its keys are made of.
 KEYS = ("k_proj", "kv_a_proj_with_mqa")
 #: The norm in front of the attention.
@@ -42,9 +42,11 @@ def attention_of(layer: nn.Module) -> nn.Module:
     return attention
 
 
-def attending(layers: Sequence[nn.Module]) -> frozenset[int]:
-    """The layers that attend: the others have a memory without keys, or none."""
-    return frozenset(number for number, layer in enumerate(layers) if finds_attention(layer) is not None)
+def without_keys(config: Any, layers: Sequence[nn.Module]) -> frozenset[int]:
+    """The layers of a decoder with this config that do not attend: they have a memory without keys, or none."""
+    apart = {number for number, each in enumerate(kv.layers_of(kv.new_cache(config))) if kv.keyless(each)}
+    apart -= set(key_sources(layers))
+    return frozenset(number for number, layer in enumerate(layers) if number in apart or finds_attention(layer) is None)
 
 
 def key_sources(layers: Sequence[nn.Module]) -> dict[int, int]:
@@ -61,6 +63,20 @@ def key_sources(layers: Sequence[nn.Module]) -> dict[int, int]:
         else:
             last[kind] = number
     return sources
+
+
+def chosen_before(layers: Sequence[nn.Module], first: int) -> bool:
+    """Whether a layer from `first` on reads the keys that a layer before it has chosen (shared sparse attention)."""
+    for layer in layers[first:]:
+        skips = getattr(finds_attention(layer), "skip_topk", None)
+        if skips is not None:
+            return bool(skips)
+    return False
+
+
+def chooses(layers: Sequence[nn.Module]) -> bool:
+    """Whether some layer's attention chooses among its keys (sparse attention)."""
+    return any(isinstance(getattr(finds_attention(layer), "indexer", None), nn.Module) for layer in layers)
 
 
 def has_keys(layer: nn.Module) -> bool:
@@ -97,17 +113,20 @@ def normalised(layer: nn.Module, states: Tensor) -> Tensor:
 
 
 def find(config: Any, layers: Sequence[nn.Module]) -> str:
-    """Check that the layers found to attend are those whose cache holds keys; says how many do."""
-    attends, sources = attending(layers), key_sources(layers)
+    """Check that every layer whose cache holds keys has an attention that is known; says how many layers there are."""
+    apart, sources = without_keys(config, layers), key_sources(layers)
     for number, (layer, memory) in enumerate(zip(layers, kv.layers_of(kv.new_cache(config)), strict=False)):
-        if kv.keyless(memory) == (number in attends and number not in sources):
-            has = "keys" if number not in attends or number in sources else "no keys"
+        if not kv.known(memory):
+            raise AdaptPruneError(
+                f"layer {number} keeps a {type(memory).__name__} in the KV cache, which does not grow token by token: "
+                "this model cannot be pruned."
+            )
+        if number in apart and not kv.keyless(memory):
             raise misfit(
                 "a layer's attention",
-                f"{type(layer).__name__} {number} has {has} in its cache, where its parts ({', '.join(ATTENTION)}) "
-                "say otherwise",
+                f"{type(layer).__name__} {number} has keys in its cache, and none of {', '.join(ATTENTION)}",
             )
-    kinds = [f"{len(attends) - len(sources)} layers with keys"]
+    kinds = [f"{len(layers) - len(apart) - len(sources)} layers with keys"]
     kinds += [f"{len(sources)} that read another's"] if sources else []
-    kinds += [f"{len(layers) - len(attends)} with another memory or none"] if len(attends) < len(layers) else []
+    kinds += [f"{len(apart)} with another memory or none"] if apart else []
     return ", ".join(kinds)

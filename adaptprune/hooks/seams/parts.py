@@ -5,12 +5,13 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams.layers import key_sources, without_keys
 from adaptprune.hooks.seams.versions import misfit
 
 #: Where a module may hold the decoder, or another module that does.
@@ -40,12 +41,18 @@ class Parts:
         The language model: the module that runs the layers.
     layers : list of nn.Module
         The decoder's layers, in the order in which they run.
+    keyless : frozenset of int
+        Those that hold no keys: they have another memory, or none.
+    sources : dict of int to int
+        Those that read the keys of another layer, and which.
     """
 
     model: nn.Module
     base: nn.Module
     decoder: nn.Module
     layers: list[nn.Module]
+    keyless: frozenset[int] = frozenset()
+    sources: Mapping[int, int] = field(default_factory=dict)
 
 
 def parts_of(model: nn.Module) -> Parts:
@@ -71,7 +78,15 @@ def parts_of(model: nn.Module) -> Parts:
         )
     generating = [module for module in model.modules() if hasattr(module, "generate")]
     around = [module for module in generating if any(each is base for each in module.modules())]
-    return Parts(around[-1] if around else model, base, decoder, list(decoder.layers))
+    listed = list(decoder.layers)
+    return Parts(
+        around[-1] if around else model,
+        base,
+        decoder,
+        listed,
+        without_keys(decoder.config, listed),
+        key_sources(listed),
+    )
 
 
 def has_layers(module: Any) -> bool:

@@ -70,8 +70,11 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
     NotBuilt
         This transformers has no such type, or it is neither in these tables nor in the zoo.
     """
+    name = next((name for name in SPECIMENS if type_of(name) == model_type), None)
+    if name is not None:
+        return _of_zoo(name, attention)
     if model_type not in ROWS:
-        return _of_zoo(model_type, attention)
+        raise NotBuilt(f"{model_type}: neither a row of these tables nor a specimen of the zoo")
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
         raise NotBuilt(f"transformers {hf.__version__} has no {model_type}")
     row = ROWS[model_type]
@@ -98,10 +101,7 @@ def _built(kind: Any, config: Any, attention: str) -> Any:
     return finish(model)
 
 
-def _of_zoo(model_type: str, attention: str) -> Shape:
-    name = next((name for name in SPECIMENS if type_of(name) == model_type), None)
-    if name is None:
-        raise NotBuilt(f"{model_type}: neither a row of these tables nor a specimen of the zoo")
+def _of_zoo(name: str, attention: str) -> Shape:
     found = specimen(name, attention)
     inputs = found.inputs(2, words=16)  # of more than 40 tokens
-    return Shape(model_type, found.model, inputs, found.image_token_id, 2, "specimen of the zoo")
+    return Shape(type_of(name), found.model, inputs, found.image_token_id, 2, "specimen of the zoo")

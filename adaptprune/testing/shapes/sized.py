@@ -53,11 +53,12 @@ def packed(merge: int, *, patch: int = 7) -> Any:
 
 
 def _patches(config: Any) -> Pictures:
-    """Rows of patches that become placeholders as they are; a token of text ends every row."""
-    counts = [high * wide for high, wide in CELLS]
+    """Rows of patches that become placeholders as they are; a token of text ends every row. One picture a prompt."""
+    cells = CELLS[-1:]
+    counts = [high * wide for high, wide in cells]
     newline = VOCABULARY["[IMG_BREAK]"]
     tensors = {"pixel_values": noise(1, sum(counts), 3 * 7 * 7)}
-    return Pictures(counts, tensors, [wide for _, wide in CELLS], (newline, newline))
+    return Pictures(counts, tensors, [wide for _, wide in cells], (newline, newline))
 
 
 def _placed(config: Any) -> Pictures:
