@@ -9,6 +9,7 @@ from typing import Any
 
 from adaptprune.families import FAMILIES, REFUSED, TYPES, missing, since, why_refused
 from adaptprune.families.outcomes import read
+from adaptprune.hooks.seams.versions import reaches
 from adaptprune.methods import METHODS
 
 #: What is known of a model type, best first: `families` explains each.
@@ -70,6 +71,8 @@ def _family(name: str) -> dict[str, Any]:
         row["tier"] = "tested" if name in TYPES else "checked"
         if (reason := missing(name)) is not None:
             return {**row, "tier": "missing", "detail": reason}
+        if name in TYPES and not reaches(TYPES[name].since):
+            row["tier"] = "checked"
     elif found.get("tier") == "checked":
         row |= {"tier": "checked", "summary": f"a tiny model passed with transformers {known['transformers']}"}
     else:

@@ -45,12 +45,13 @@ def list_families() -> list[str]:
 
 
 def is_tested(config: Any) -> bool:
-    """Whether models of this type, with a decoder of this type, have a specimen that every change is tested with."""
+    """Whether models of this type, with a decoder of this type, are tested with the installed transformers."""
     from adaptprune.families.outcomes import read
+    from adaptprune.hooks.seams.versions import reaches
     from adaptprune.hooks.seams.parts import text_config
 
     model_type = getattr(config, "model_type", None)
-    if model_type not in TYPES:
+    if model_type not in TYPES or not reaches(TYPES[model_type].since):
         return False
     decoders = read()["types"].get(model_type, {}).get("decoders", ())
     return getattr(text_config(config), "model_type", None) in decoders
@@ -63,7 +64,7 @@ def why_refused(model_type: str | None) -> str | None:
 
 
 def since(model_type: str) -> str | None:
-    """The first tested release of transformers that a model type works with; None if it comes from elsewhere."""
+    """The first release of transformers that a model type is tested with; None if it comes from elsewhere."""
     return TYPES[model_type].since if model_type in TYPES else None
 
 
