@@ -260,11 +260,20 @@ def test_the_attention_cue_has_the_soft_cap():
     torch.testing.assert_close(seen[0], real[:, image], atol=1e-5, rtol=0)
 
 
-def test_pixtral_pictures_are_drawn_whole():
-    one = specimen("llava_pixtral")
-    assert pictures_seen(one.model.config, one.processor, one.inputs(2)) is None
-    other = specimen("llava")
-    assert len(pictures_seen(other.model.config, other.processor, other.inputs(2))) == 2
+@pytest.mark.parametrize(
+    ("family", "seen"), [("llava_pixtral", False), ("llava", True), ("internvl", True), ("qwen2_vl", False)]
+)
+@torch.no_grad()
+def test_pictures_are_drawn_as_seen_or_whole(family, seen):
+    """A grid is drawn on the pixels it stands for, if the processor lays them out so, one picture per grid."""
+    one = specimen(family)
+    inputs = one.inputs(2)
+    with adaptprune.prune(one.model, "random") as report:
+        one.model(**inputs)
+    found = pictures_seen(one.processor, inputs, report.samples[0])
+    assert (found is not None) == seen
+    if found is not None:
+        assert len(found) == len(report.samples[0].grids) >= 2
 
 
 @torch.no_grad()

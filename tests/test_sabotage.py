@@ -149,7 +149,7 @@ def no_norm(model):
 @pytest.mark.parametrize(
     ("work", "says"),
     [
-        (no_attention, "attention: .*1 has keys in its cache, where its parts \\(self_attn"),
+        (no_attention, "attention: .*1 has keys in its cache, and none of self_attn"),
         (no_keys, "looks at layer 2, which has no keys of its own"),
         (no_norm, "has none of input_layernorm"),
     ],

@@ -47,8 +47,8 @@ def list_families() -> list[str]:
 def is_tested(config: Any) -> bool:
     """Whether models of this type, with a decoder of this type, are tested with the installed transformers."""
     from adaptprune.families.outcomes import read
-    from adaptprune.hooks.seams.versions import reaches
     from adaptprune.hooks.seams.parts import text_config
+    from adaptprune.hooks.seams.versions import reaches
 
     model_type = getattr(config, "model_type", None)
     if model_type not in TYPES or not reaches(TYPES[model_type].since):

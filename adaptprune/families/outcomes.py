@@ -15,8 +15,8 @@ def read() -> dict[str, Any]:
     """The committed outcomes: `transformers`, the release, and `types`, a row of plain data for each model type.
 
     A row has a `tier` ("tested", "checked", "refused"). If it is refused, `detail` says why; otherwise there are
-    `decoders`, the types of the decoders that were tried, `geometry` ("grid", or "row" where no grid is known), `video`,
-    `deepstack` (tokens can leave only after some layers), and what else is special.
+    `decoders`, the types of the decoders that were tried, `geometry` ("grid", or "row" where no grid is known),
+    `video`, `deepstack` (tokens can leave only after some layers), and what else is special.
     """
     found: dict[str, Any] = json.loads(FILE.read_text())
     return found

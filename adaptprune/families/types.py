@@ -21,8 +21,8 @@ class Type(NamedTuple):
     family : str
         Module and class in this package that knows its geometry.
     since : str
-        The first release of transformers that its specimen is tested with. On an older one that has the type, too, `prune`
-        checks the model in hand, as for types that are not tested.
+        The first release of transformers that its specimen is tested with. On an older one that has the type, too,
+        `prune` checks the model in hand, as for types that are not tested.
     causal : bool
         Whether no token sees a later one (not so where a picture sees all of itself).
     """

@@ -134,6 +134,7 @@ class Forwards:
             token_mask=mask,
             cache=cache,
             prompt=self._prompt(tokens, past),
+            wanted=calls.logits_wanted(arguments),
             keyless=self._selector.keyless,
             sources=self._selector.sources,
         )
@@ -200,6 +201,9 @@ class Forwards:
         if call.rows and (running.full or call.anew is not None):
             states = own_output(call, len(self._parts.layers) - 1, calls.states_of(output), running.full)
             return calls.with_states(output, states)
+        if call.rows and 0 < call.wanted < calls.states_of(output).shape[1]:
+            # its model cuts states of the prompt's length alone, and takes others for cut
+            return calls.with_states(output, calls.states_of(output)[:, -call.wanted :])
         return None
 
     def _tell(self, call: Call, backend: str) -> None:

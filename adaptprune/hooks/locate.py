@@ -89,15 +89,24 @@ def _table(base: nn.Module, like: Tensor) -> set[bytes]:
 def placeholders(
     base: nn.Module, config: Any, modalities: Sequence[str], ids: Tensor | None, embeds: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Labels of a prompt's tokens, (B, L) int64, equal where tokens are; and by modality where placeholders are."""
-    tokens = {modality: int(parts.placeholder(config, modality) or 0) for modality in modalities}
-    if ids is not None:
-        return ids, {modality: torch.eq(ids, token) for modality, token in tokens.items()}
-    assert embeds is not None
-    rows, found = embeds.detach(), {}
-    for modality, token in tokens.items():
-        found[modality] = (rows == parts.embeddings_of(base, torch.tensor([token]), rows)[0]).all(dim=-1)
-    return _labels(rows), found
+    """Labels of a prompt's tokens, (B, L) int64, equal where tokens are; and by modality where placeholders are.
+
+    A prompt that has videos alone, but none of their placeholders, has those of pictures in place (GLM's models).
+    """
+
+    def where(modality: str) -> Tensor:
+        token = int(parts.placeholder(config, modality) or 0)
+        if ids is not None:
+            return torch.eq(ids, token)
+        return (rows == parts.embeddings_of(base, torch.tensor([token]), rows)[0]).all(dim=-1)
+
+    if ids is None:
+        assert embeds is not None
+        rows = embeds.detach()
+    found = {modality: where(modality) for modality in modalities}
+    if list(found) == ["video"] and not bool(found["video"].any()):
+        found["video"] = where("image")
+    return ids if ids is not None else _labels(rows), found
 
 
 def _labels(embeds: Tensor) -> Tensor:

@@ -153,6 +153,8 @@ def narrow_mask(call: Call, layer: int, mask: Any, backend: str) -> Any:
     else:
         first = max(0, call.past + 1 - (call.window_at(layer) or call.total))
     held = (columns >= 0) & (columns >= first)
+    if isinstance(mask, Tensor) and mask.ndim == 4 and call.tail is None and 1 < mask.shape[2] < call.length:
+        call.cut_to(layer, mask.shape[2])  # the decoder cut its last tokens off where fewer than these are left
     rows = call.rows_at(layer)
     rows = call.all_rows() if rows is None else rows
     if mask is None:

@@ -94,7 +94,8 @@ class Selector:
         where = layer - 1 if lacks == "attention" or "previous_keys" in self.pruner.needs else layer
         works = [each for each in allowed if self._has_cues(each)]
         after = [each for each in works if each > layer] or works[-1:]
-        keys = [each for each in allowed if each > max(0, layer - 1) and has_keys(self.layers[each - 1])]
+        keys = [each for each in allowed if each > 0 and has_keys(self.layers[each - 1])]
+        keys = [each for each in keys if each >= layer] or keys[-1:]
         if after:
             use = f"layer={after[0]}"
         else:

@@ -163,6 +163,8 @@ class Call:
         Layers that read the keys of another layer, and which.
     layers : int
         How many decoder layers were seen to run.
+    wanted : int
+        For how many of its last tokens the decoder is asked; 0: for all.
     tail : int or None
         How many of the last tokens go on, if the decoder has cut off all others (Gemma 4 does so before the layers
         that make no keys).
@@ -194,6 +196,7 @@ class Call:
     keyless: frozenset[int] = frozenset()
     sources: Mapping[int, int] = field(default_factory=dict)
     layers: int = 0
+    wanted: int = 0
     tail: int | None = None
     held: dict[tuple[int, int | None], Tensor] = field(default_factory=dict)
     anew: int | None = None
@@ -239,7 +242,9 @@ class Call:
         """
         self.tail = None
         rows = self._kept_at(layer)
-        if rows is not None and not bool((rows[:, -count:] == self.all_rows()[:, -count:]).all()):
+        if rows is not None and (
+            rows.shape[1] < count or not bool((rows[:, -count:] == self.all_rows()[:, -count:]).all())
+        ):
             raise AdaptPruneError(
                 f"logits_to_keep={count} reaches back to visual tokens that were dropped: ask for those of the last "
                 "token (1), or for all (0)."

@@ -138,6 +138,11 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
     source, where = checkpoint.name, checkpoint.where
     config = AutoConfig.from_pretrained(source, **where)
     family_of(config)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise AdaptPruneError(
+            f"{config.model_type!r} is no vision-language model that transformers loads: `adaptprune families` lists "
+            "those that can be pruned."
+        )
     model, found = AutoModelForImageTextToText.from_pretrained(
         source, config=config, output_loading_info=True, **placement.options(config), **where, **options
     )

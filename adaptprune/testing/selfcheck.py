@@ -23,9 +23,8 @@ from transformers import Cache
 from adaptprune.errors import first_line
 from adaptprune.families import FAMILIES, family_of, missing
 from adaptprune.hooks import prune, seams
-from adaptprune.hooks.seams.layers import has_keys
 from adaptprune.testing import zoo
-from adaptprune.testing.oracle import hiding
+from adaptprune.testing.oracle import attends, decoder_layers, hiding
 
 #: Attention implementations that every transformers has.
 ATTENTION = ("sdpa", "eager")
@@ -88,6 +87,8 @@ def check(name: str) -> Outcome:
     start = time.perf_counter()
     try:
         outcome.detail = missing(outcome.model_type) or ""
+        if not outcome.detail:
+            FAMILIES.get(outcome.model_type)
     except Exception as error:  # another package's family that cannot be imported, say
         outcome.status, outcome.errors = FAILED, {"import": said(error)}
         return outcome
@@ -137,13 +138,13 @@ def _try(outcome: Outcome, attention: str) -> None:
     layer = max(2, family_of(one.model.config).smallest_layer(one.model.config))
     parts = seams.parts_of(one.model)
     outcome.seams[attention] = seams.check(parts, [parts.layers[layer - 1]])
-    inputs, keys = one.inputs(*IMAGES), "layer" if has_keys(parts.layers[layer]) else "previous"
+    inputs = one.inputs(*IMAGES)
     plain = _generate(one.model, inputs)
-    with prune(one.model, keep_ratio=1, layer=layer, keys=keys) as everything:
+    with _pruned(one.model, 1, layer) as everything:
         same = _generate(one.model, inputs)
     if not torch.equal(same.logits, plain.logits) or not torch.equal(same.words, plain.words):
         raise Wrong(f"keep_ratio=1 changes the answer: logits differ by {_apart(same.logits, plain.logits):.1e}")
-    with prune(one.model, keep_ratio=KEEP_RATIO, layer=layer, keys=keys) as report:
+    with _pruned(one.model, KEEP_RATIO, layer) as report:
         pruned = _generate(one.model, inputs)
     gone = _dropped(one, inputs, everything, report)
     with hiding(one.model, layer, gone, padding=inputs["attention_mask"]):
@@ -161,6 +162,12 @@ def _try(outcome: Outcome, attention: str) -> None:
     if not torch.equal(pruned.words, expected.words):
         raise Wrong("the answer has other words than the mask oracle's")
     _check_cache(pruned.cache, inputs, layer, gone, report)
+
+
+def _pruned(model: Any, keep_ratio: float, layer: int) -> Any:
+    """`prune` by the default method; by the keys of the layer before, where that in question has none."""
+    keys = "layer" if attends(decoder_layers(model)[layer]) else "previous"
+    return prune(model, keep_ratio=keep_ratio, layer=layer, keys=keys)
 
 
 @dataclass
@@ -206,7 +213,9 @@ def _check_cache(cache: Any, inputs: dict[str, Tensor], layer: int, gone: list[l
     # padding goes with the dropped tokens: the longest of what is left is what a layer holds
     left = max(int(mask.sum()) - len(places) for mask, places in zip(inputs["attention_mask"], gone, strict=True))
     for number, each in enumerate(cache.layers):
-        if getattr(each, "keys", None) is None:  # another memory than keys, or those of another layer
+        if not isinstance(getattr(each, "keys", None), Tensor):  # another memory, or the keys of another layer
+            if report.kv_lengths[number]:
+                raise Wrong(f"{report.kv_lengths[number]} keys are reported for layer {number}, which has none")
             continue
         length = total if number < layer else left
         window = getattr(each, "sliding_window", None)

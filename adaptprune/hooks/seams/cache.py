@@ -307,11 +307,17 @@ def windows(config: Any) -> list[int | None]:
     Raises
     ------
     AdaptPruneError
-        A layer that is neither (recurrent, or one that shares another layer's keys).
+        A layer that is neither (recurrent, or one that shares another layer's keys). One that attends in chunks is
+        neither, although its cache is that of a sliding window.
     """
     found: list[int | None] = []
+    if any("chunked" in kind for kind in getattr(config.get_text_config(), "layer_types", None) or ()):
+        raise AdaptPruneError(
+            "this decoder attends in chunks of the prompt, which cannot be batched with others: only full and "
+            "sliding-window attention can be served."
+        )
     for layer in layers_of(DynamicCache(config=config)):
-        if type(layer) not in PRUNED:
+        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
             raise AdaptPruneError(
                 f"this decoder keeps a {type(layer).__name__} in its cache, which cannot be batched with others: "
                 "only full and sliding-window attention can be served."

@@ -80,6 +80,12 @@ def labelled(inputs: Mapping[str, Any]) -> bool:
     return inputs.get("labels") is not None or isinstance(inputs.get("logits_to_keep"), Tensor)
 
 
+def logits_wanted(arguments: Mapping[str, Any]) -> int:
+    """For how many of its last tokens a decoder is asked, if it is told so (Gemma 4's); 0: for all, or it is not told."""
+    wanted = arguments.get("logits_to_keep")
+    return wanted if isinstance(wanted, int) else 0
+
+
 def states_of(output: Any) -> Tensor:
     """The hidden states that a decoder returned, (B, L, D)."""
     states = output if isinstance(output, Tensor) else output[0]

@@ -22,6 +22,8 @@ QUERIES = ("q_proj", "q_b_proj", "query_key_value", "qkv_proj")
 KEYS = ("k_proj", "kv_a_proj_with_mqa")
 #: The norm in front of the attention.
 NORMS = ("input_layernorm", "attn_norm", "operator_norm", "norm")
+#: All norms of a layer that has none in front: each stands behind what it belongs to (EXAONE 4).
+BEHIND = {"post_attention_layernorm", "post_feedforward_layernorm"}
 
 
 def finds_attention(layer: nn.Module) -> nn.Module | None:
@@ -101,9 +103,8 @@ def key_projection(layer: nn.Module) -> nn.Module:
 def normalised(layer: nn.Module, states: Tensor) -> Tensor:
     """Hidden states as a layer's attention is handed them."""
     norm = next((found for name in NORMS if isinstance(found := getattr(layer, name, None), nn.Module)), None)
-    others = [name for name, _ in layer.named_children() if "norm" in name]
-    if norm is None and others and all(name.startswith("post_") for name in others):
-        return states  # every norm stands behind what it belongs to (EXAONE 4)
+    if norm is None and {name for name, _ in layer.named_children() if "norm" in name} == BEHIND:
+        return states
     if norm is None:
         raise AdaptPruneError(
             f"{type(layer).__name__} has none of {', '.join(NORMS)}: use keys='previous' or 'reference'."

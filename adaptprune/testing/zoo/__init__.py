@@ -59,8 +59,8 @@ def model_type(name: str) -> str:
     return MODEL_TYPES.get(name, name)
 
 
-#: From a specimen's name to what builds it with an attention implementation, as far as the installed transformers is one
-#: that its type is tested with. Nothing is imported before it is built.
+#: From a specimen's name to what builds it with an attention implementation, as far as its type is tested with the
+#: installed transformers. Nothing is imported before it is built.
 SPECIMENS: dict[str, Callable[[str], Specimen]] = {
     name: partial(_build, file, name)
     for file, names in FILES.items()
