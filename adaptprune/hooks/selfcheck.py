@@ -80,7 +80,9 @@ class Trial:
 
             def drop(self, call: Call, stage: int, hidden: Tensor) -> None:
                 seen.append(stage)
-                call.keep(stage, [alive[:0] for alive in call.alive])
+                nothing = [alive[:0] for alive in call.alive]
+                for each in self.stages:
+                    call.keep(each, nothing)
 
         class Handle(PruneHandle):
             selecting, telling = All, Leaving
@@ -337,7 +339,8 @@ def _passed() -> set[str]:
     if not _known:
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(_file().read_text())
-            _known.update(each for each in found if isinstance(each, str))
+            if isinstance(found, list):
+                _known.update(each for each in found if isinstance(each, str) and len(each) == 64)
     return _known
 
 
