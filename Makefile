@@ -14,7 +14,7 @@ LOCKED := PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt
 PIP := $(LOCKED) $(BIN)/python -m pip --disable-pip-version-check install -qq --no-compile
 COUNT = echo "  $$(ls -d $(VENV)/lib/python*/site-packages/*.dist-info | wc -l) packages in $(VENV)"
 
-.PHONY: help demo test check bench tables lock newest compat clean
+.PHONY: help demo test check bench tables lock newest compat sweep clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-7s %s\n", $$1, $$2 }' Makefile
@@ -50,8 +50,8 @@ check: $(DEV)  ## style and types
 bench: $(CORE)  ## prefill time, pruned against unpruned
 	$(BIN)/adaptprune bench
 
-tables: $(CORE)  ## write the generated tables into the README
-	$(BIN)/python -m adaptprune.tables README.md
+tables: $(CORE)  ## write the generated tables into README.md and docs/models.md
+	$(BIN)/python -m adaptprune.tables README.md docs/models.md
 
 lock:  ## write constraints.txt anew: the newest versions that pyproject.toml's ranges allow
 	@echo "resolving for Python 3.10 and later"
@@ -60,6 +60,9 @@ lock:  ## write constraints.txt anew: the newest versions that pyproject.toml's 
 
 compat: $(DEV)  ## what depends on transformers, on several releases of it; VERSIONS="5.17.0 ..." chooses, WRITE=1 notes them
 	$(BIN)/python -m tools.compat $(VERSIONS) $(if $(WRITE),--write)
+
+sweep: $(DEV)  ## every model type of transformers on a tiny model, against what is expected; WRITE=1 accepts what is found
+	$(BIN)/python -m tools.sweep $(if $(WRITE),--write)
 
 newest:  ## the tests beyond the lock, with the newest of everything; TORCH=torch==2.13.0 keeps the small CPU build
 	@echo "setting up $(NEWEST) ($$($(PYTHON) --version)): the newest of everything, some minutes"

@@ -1,4 +1,4 @@
-"""What is registered, as rows of plain data: for the command line, and for the tables in the README."""
+"""What is registered, as rows of plain data: for the command line, and for the tables in the documents."""
 
 from __future__ import annotations
 
@@ -7,8 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adaptprune.families import FAMILIES, missing, since
+from adaptprune.families import FAMILIES, REFUSED, TYPES, missing, since, why_refused
+from adaptprune.families.outcomes import read
+from adaptprune.hooks.seams.versions import reaches
 from adaptprune.methods import METHODS
+
+#: What is known of a model type, best first: `families` explains each.
+TIERS = ("tested", "checked", "unknown", "missing", "refused")
 
 
 def methods() -> list[dict[str, Any]]:
@@ -30,38 +35,106 @@ def methods() -> list[dict[str, Any]]:
 
 
 def families() -> list[dict[str, Any]]:
-    """One row per model type: what it is, what is supported, and why it is not to be had here (None if it is)."""
-    rows = []
-    for name in FAMILIES.names():
-        kind = FAMILIES.get(name)
-        row = {
-            "model_type": name,
-            "summary": kind.summary,
-            "supports": dict(kind.supports),
-            "since": since(name),
-            "missing": missing(name),
-        }
-        rows.append(row)
-    return rows
+    """One row per model type: those of the installed transformers, and those that are registered.
+
+    `tier` is one of
+
+    - "tested": a tiny model of it, with its real processor, is in the tests of every change;
+    - "checked": `prune` makes a check on the model in hand, which a tiny one has passed (or another package brings it);
+    - "unknown": new in the installed transformers; `prune` makes the same check, and nobody has tried it;
+    - "missing": not in the installed transformers;
+    - "refused": it cannot be pruned; `detail` says why, and what to do.
+    """
+    from adaptprune.hooks.seams.catalogue import image_text_types
+
+    names = [*FAMILIES.names(), *(name for name in image_text_types() if name not in FAMILIES.names())]
+    rows = [_family(name) for name in names]
+    return sorted(rows, key=lambda row: TIERS.index(row["tier"]))
+
+
+def _family(name: str) -> dict[str, Any]:
+    known = read()
+    found = known["types"].get(name, {})
+    row: dict[str, Any] = {
+        "model_type": name,
+        "tier": "unknown",
+        "summary": "",
+        "detail": "",
+        "geometry": found.get("geometry"),
+        "supports": _supports(found),
+        "since": since(name),
+    }
+    if (reason := why_refused(name)) is not None:
+        return {**row, "tier": "refused", "detail": reason, "supports": {}}
+    if name in FAMILIES.names():
+        row["summary"] = TYPES[name].summary if name in TYPES else FAMILIES.get(name).summary
+        row["tier"] = "tested" if name in TYPES else "checked"
+        if (reason := missing(name)) is not None:
+            return {**row, "tier": "missing", "detail": reason}
+        if name in TYPES and not reaches(TYPES[name].since):
+            row["tier"] = "checked"
+    elif found.get("tier") == "checked":
+        row |= {"tier": "checked", "summary": f"a tiny model passed with transformers {known['transformers']}"}
+    else:
+        row["summary"] = f"not tried with transformers {known['transformers']} or before"
+    return {**row, "detail": _special(found)}
+
+
+def _special(found: dict[str, Any]) -> str:
+    """What to know of a model type that can be pruned."""
+    special = [
+        "tokens have no grid: they count as one row" if found.get("geometry") == "row" else "",
+        "some layers hold no keys" if found.get("keyless") else "",
+        "some layers share keys" if found.get("shared keys") else "",
+        found.get("limit", ""),
+    ]
+    return "; ".join(filter(None, special))
+
+
+def _supports(found: dict[str, Any]) -> dict[str, bool]:
+    """Whether tokens can leave before layer 0 already, and whether there is a way in for videos."""
+    return {"encoder": not found.get("deepstack", False), "video": found.get("video", False)}
 
 
 def markdown() -> dict[str, str]:
-    """The tables of the README, by the name of their place in it."""
+    """The tables of the documents, by the name of their place in them. They do not depend on what is installed."""
     lines = ["| method | keeps | prunes from layer | source |", "|---|---|---|---|"]
     lines += [f"| `{m['name']}` | {m['summary']} | {m['smallest_layer']} | {m['paper'] or '-'} |" for m in methods()]
-    rows = families()
-    supports = list(rows[0]["supports"])
-    more = [f"| `model_type` | models | {' | '.join(supports)} |", "|---|---|" + "---|" * len(supports)]
-    for family in rows:
-        marks = " | ".join("yes" if family["supports"][name] else "-" for name in supports)
-        more.append(f"| `{family['model_type']}` | {family['summary']} | {marks} |")
-    return {"methods": "\n".join(lines), "families": "\n".join(more)}
+    return {"methods": "\n".join(lines), "families": _short(), "types": _long()}
+
+
+def _short() -> str:
+    """The model types of each tier, in a table of three rows."""
+    known = read()["types"]
+    checked = [name for name, row in known.items() if row["tier"] == "checked"]
+    rows = (("tested", TYPES), ("checked", checked), ("refused", REFUSED))
+    lines = ["| tier | model types |", "|---|---|"]
+    return "\n".join([*lines, *(f"| {tier} ({len(names)}) | {_listed(names)} |" for tier, names in rows)])
+
+
+def _listed(names: Any) -> str:
+    return ", ".join(f"`{name}`" for name in names)
+
+
+def _long() -> str:
+    """One row per model type that can be pruned, then those that cannot."""
+    known = read()["types"]
+    lines = ["| `model_type` | models | tier | layer 0 | video | what to know |", "|---|---|---|---|---|---|"]
+    for name in [*TYPES, *(name for name, row in known.items() if row["tier"] == "checked")]:
+        found = known.get(name, {})
+        marks = " | ".join("yes" if there else "-" for there in _supports(found).values())
+        tier, summary = ("tested", TYPES[name].summary) if name in TYPES else ("checked", "")
+        lines.append(f"| `{name}` | {summary} | {tier} | {marks} | {_special(found)} |")
+    lines += ["", "| refused | why |", "|---|---|"]
+    return "\n".join([*lines, *(f"| `{name}` | {why_refused(name)} |" for name in REFUSED)])
 
 
 def fill(text: str) -> str:
-    """`text` with every table between ``<!-- NAME -->`` and ``<!-- end NAME -->`` written anew."""
+    """`text` with every table between ``<!-- NAME -->`` and ``<!-- end NAME -->`` that is there written anew."""
     for name, table in markdown().items():
         start, end = f"<!-- {name} -->", f"<!-- end {name} -->"
+        if start not in text:
+            continue
         head, _, rest = text.partition(start)
         tail = rest.partition(end)[2]
         text = f"{head}{start}\n{table}\n{end}{tail}"
@@ -69,5 +142,6 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
-    path = Path(sys.argv[1])
-    path.write_text(fill(path.read_text()))
+    for each in sys.argv[1:]:
+        path = Path(each)
+        path.write_text(fill(path.read_text()))

@@ -45,8 +45,16 @@ def list_families() -> list[str]:
 
 
 def is_tested(config: Any) -> bool:
-    """Whether models of this type have a specimen that every change is tested with."""
-    return getattr(config, "model_type", None) in TYPES
+    """Whether models of this type, with a decoder of this type, are tested with the installed transformers."""
+    from adaptprune.families.outcomes import read
+    from adaptprune.hooks.seams.parts import text_config
+    from adaptprune.hooks.seams.versions import reaches
+
+    model_type = getattr(config, "model_type", None)
+    if model_type not in TYPES or not reaches(TYPES[model_type].since):
+        return False
+    decoders = read()["types"].get(model_type, {}).get("decoders", ())
+    return getattr(text_config(config), "model_type", None) in decoders
 
 
 def why_refused(model_type: str | None) -> str | None:
@@ -56,7 +64,7 @@ def why_refused(model_type: str | None) -> str | None:
 
 
 def since(model_type: str) -> str | None:
-    """The first tested release of transformers that a model type works with; None if it comes from elsewhere."""
+    """The first release of transformers that a model type is tested with; None if it comes from elsewhere."""
     return TYPES[model_type].since if model_type in TYPES else None
 
 

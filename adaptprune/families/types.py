@@ -21,7 +21,8 @@ class Type(NamedTuple):
     family : str
         Module and class in this package that knows its geometry.
     since : str
-        The first tested release of transformers that has it, and that this is known to work with.
+        The first release of transformers that its specimen is tested with. On an older one that has the type, too,
+        `prune` checks the model in hand, as for types that are not tested.
     causal : bool
         Whether no token sees a later one (not so where a picture sees all of itself).
     """
@@ -47,7 +48,7 @@ TYPES = {
     "video_llava": Type(
         "Video-LLaVA: one grid per image and per frame; class tokens are always kept", "video_llava:VideoLlava"
     ),
-    "vipllava": Type("VipLLaVA: one grid per image"),
+    "vipllava": Type("VipLLaVA: one grid per image", since="5.24.0"),
     "qwen2_vl": Type("Qwen2-VL: any resolution, M-RoPE, video"),
     "qwen2_5_vl": Type("Qwen2.5-VL: as Qwen2-VL"),
     "qwen3_vl": Type("Qwen3-VL: prunes after the layers that deepstack adds features to"),
@@ -58,28 +59,30 @@ TYPES = {
     "qwen3_omni_moe_thinker": Type("the thinker of Qwen3-Omni: deepstack; audio tokens stay"),
     "gemma3": Type("Gemma 3: sliding-window layers, images see all of themselves", causal=False),
     "gemma3n": Type("Gemma 3n: layers that share keys, streams of states", causal=False),
-    "gemma4": Type("Gemma 4: layers that share keys, images of any size", causal=False),
-    "gemma4_unified": Type("Gemma 4 without an encoder: images of any size", causal=False),
+    "gemma4": Type("Gemma 4: layers that share keys, images of any size", causal=False, since="5.24.0"),
+    "gemma4_unified": Type("Gemma 4 without an encoder: images of any size", causal=False, since="5.24.0"),
     "paligemma": Type("PaliGemma 1 and 2: prefix attention", causal=False),
     "kimi_k25": Type("Kimi K2.5: latent attention, experts; frames of a video are pooled"),
     "internvl": Type("InternVL 3: tiles and thumbnail; video as a sequence of images", "tiles:Adjacent"),
     "qianfan_ocr": Type("Qianfan-OCR: tiles and thumbnail", "tiles:Adjacent"),
-    "got_ocr2": Type("GOT-OCR 2: tiles and thumbnail", "tiles:Adjacent"),
+    "got_ocr2": Type("GOT-OCR 2: tiles and thumbnail", "tiles:Adjacent", since="5.24.0"),
     "perception_lm": Type("Perception LM: thumbnail and tiles", "tiles:Adjacent"),
     "idefics2": Type("Idefics2: latents without a place in the picture, in one row", "tiles:Latents"),
     "idefics3": Type("Idefics3: tiles and the whole image", "tiles:Idefics3"),
     "smolvlm": Type("SmolVLM: as Idefics3; video as a sequence of images", "tiles:Idefics3"),
     "granite_docling": Type("Granite Docling: tiles and the whole image; deepstack", "tiles:GraniteDocling", "5.24.0"),
     "granite4_vision": Type(
-        "Granite 4 Vision: as LLaVA-NeXT; prunes after the layers that features are added to", "llava_next:Granite4"
+        "Granite 4 Vision: as LLaVA-NeXT; prunes after the layers that features are added to",
+        "llava_next:Granite4",
+        since="5.20.2",
     ),
     "cohere2_vision": Type("Command A Vision: tiles and thumbnail, sliding-window layers", "tiles:Separated"),
     "aya_vision": Type("Aya Vision: tiles and thumbnail, sliding-window layers", "tiles:Separated"),
     "cohere_compass": Type("Cohere Compass: deepstack, sliding-window layers"),
     "ovis2": Type("Ovis2: thumbnail and tiles; indicator tokens stay", "tiles:Separated"),
-    "lfm2_vl": Type("LFM2-VL: convolutions in most layers, tiles of any size", "tiles:Separated"),
+    "lfm2_vl": Type("LFM2-VL: convolutions in most layers, tiles of any size", "tiles:Separated", since="5.24.0"),
     "lfm3_vl": Type("LFM3-VL: convolutions and sliding windows", since="5.24.0"),
-    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:MarkedFirst"),
+    "minicpmv4_6": Type("MiniCPM-V 4.6: Qwen3.5's decoder; overview and slices", "tiles:MarkedFirst", since="5.19.0"),
     "minicpmv4_7": Type("MiniCPM-V 4.7: as 4.6, with M-RoPE", "tiles:MarkedFirst", "5.19.0"),
     "glm4v": Type("GLM-4.1V: any resolution, M-RoPE"),
     "glm46v": Type("GLM-4.6V: as GLM-4.1V"),
@@ -90,17 +93,17 @@ TYPES = {
     "exaone4_5": Type("EXAONE 4.5: any resolution, sliding-window layers"),
     "hyperclovax_vision_v2": Type("HyperCLOVA X SEED Vision: any resolution", since="5.19.0"),
     "video_llama_3": Type("VideoLLaMA 3: any resolution, merged by a factor of its own per picture"),
-    "nemotron_h_omni": Type("Nemotron 3 Nano Omni: state-space layers, which hold no keys", since="5.19.0"),
-    "llama4": Type("Llama 4: chunked attention, tiles and the whole image", "llama4:Llama4"),
-    "molmo2": Type("Molmo 2: a small view and the picture", "rows:Molmo2", "5.20.2", causal=False),
-    "step3p7": Type("Step 3.7: crops and the whole image, sliding-window layers", "rows:Step"),
+    "nemotron_h_omni": Type("Nemotron 3 Nano Omni: state-space layers, which hold no keys", since="5.24.0"),
+    "llama4": Type("Llama 4: chunked attention, tiles and the whole image", "llama4:Llama4", since="5.24.0"),
+    "molmo2": Type("Molmo 2: a small view and the picture", "rows:Molmo2", causal=False, since="5.24.0"),
+    "step3p7": Type("Step 3.7: crops and the whole image, sliding-window layers", "rows:Step", since="5.24.0"),
     "hunyuan_vl": Type("HunyuanOCR: newline tokens are always kept", "rows:HunYuan"),
     "mistral3": Type("Mistral Small 3.x (Pixtral tower): any resolution"),
     "lighton_ocr": Type("LightOnOCR: any resolution"),
     "fast_vlm": Type("FastVLM: one grid per image"),
     "deepseek_vl": Type("DeepSeek-VL: one grid per image"),
     "janus": Type("Janus Pro: one grid per image"),
-    "aria": Type("Aria: queries without a place in the picture, in one row"),
+    "aria": Type("Aria: queries without a place in the picture, in one row", since="5.24.0"),
 }
 
 _CROSS = (

@@ -139,8 +139,8 @@ class PruneHandle:
         check(self._parts, self._selector.watched)
         if chooses(self._parts.layers) and self._family.longest(self.config) is None:
             raise AdaptPruneError(
-                f"model type {self.config.model_type!r} has sparse attention, and its config does not say, in a way that "
-                "is known here, how many keys it chooses: it cannot be pruned."
+                f"model type {self.config.model_type!r} has sparse attention, and its config does not say, in a way "
+                "that is known here, how many keys it chooses: it cannot be pruned."
             )
         self._selector.check(self._family.smallest_layer(self.config))
         if reselect and evict_below:

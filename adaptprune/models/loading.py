@@ -13,6 +13,7 @@ import torch
 
 from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.families import check_there, family_of
+from adaptprune.hooks.seams.catalogue import loads_as_image_text
 from adaptprune.hooks.seams.processors import tokenizer_of
 from adaptprune.models import lora, original
 from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
@@ -138,7 +139,7 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
     source, where = checkpoint.name, checkpoint.where
     config = AutoConfig.from_pretrained(source, **where)
     family_of(config)
-    if type(config) not in AutoModelForImageTextToText._model_mapping:
+    if not loads_as_image_text(config):
         raise AdaptPruneError(
             f"{config.model_type!r} is no vision-language model that transformers loads: `adaptprune families` lists "
             "those that can be pruned."

@@ -9,6 +9,7 @@ what is kept of each prompt alone, without padding, and their states are put bac
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -20,13 +21,11 @@ from transformers import Cache
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a model's decoder: the outermost list of that name in its language model."""
-    found: dict[str, Any] = {
-        name: module
-        for name, module in model.named_modules()
-        if name.endswith("layers") and ("language_model" in name or "text_model" in name)
-    }
-    return list(found[min(found, key=len)])
+    """The layers of a model's decoder: the outermost list of that name in its language model, or in no encoder."""
+    found: dict[str, Any] = {name: module for name, module in model.named_modules() if name.endswith("layers")}
+    named = [name for name in found if "language_model" in name or "text_model" in name]
+    others = [name for name in found if not re.search("vision|visual|audio|tower|encoder", name)]
+    return list(found[min(named or others, key=len)])
 
 
 @contextmanager

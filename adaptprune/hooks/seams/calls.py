@@ -81,7 +81,7 @@ def labelled(inputs: Mapping[str, Any]) -> bool:
 
 
 def logits_wanted(arguments: Mapping[str, Any]) -> int:
-    """For how many of its last tokens a decoder is asked that is told so (Gemma 4); 0: all, or it is not told."""
+    """For how many of its last tokens a decoder is asked, if it is told so (Gemma 4's is); 0: for all, or not told."""
     wanted = arguments.get("logits_to_keep")
     return wanted if isinstance(wanted, int) else 0
 

@@ -44,6 +44,12 @@ def is_tested(release: str | None = None) -> bool:
     return low <= parts and parts[:2] <= high
 
 
+def reaches(release: str) -> bool:
+    """Whether the installed release is this one or a newer one."""
+    numbers = [tuple(map(int, re.findall(r"(?:^|\.)(\d+)", text)[:3])) for text in (installed(), release)]
+    return numbers[0] >= numbers[1]
+
+
 def judgement(release: str | None = None) -> str:
     """What is known of a release (the installed one), for people."""
     release = release or installed()

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from functools import cache, partial
 from typing import TYPE_CHECKING
 
+from adaptprune.families.types import TYPES
+from adaptprune.hooks.seams.versions import reaches
+
 if TYPE_CHECKING:
     from adaptprune.testing.specimen import Specimen
 
@@ -47,11 +50,6 @@ def _build(file: str, name: str, attention: str) -> Specimen:
     return made
 
 
-#: From a specimen's name to what builds it with an attention implementation. Nothing is imported before it is built.
-SPECIMENS: dict[str, Callable[[str], Specimen]] = {
-    name: partial(_build, file, name) for file, names in FILES.items() for name in names
-}
-
 #: The model types of specimens that are not called by theirs.
 MODEL_TYPES = {"llava_pixtral": "llava"}
 
@@ -59,6 +57,16 @@ MODEL_TYPES = {"llava_pixtral": "llava"}
 def model_type(name: str) -> str:
     """The `config.model_type` of a specimen, without building it."""
     return MODEL_TYPES.get(name, name)
+
+
+#: From a specimen's name to what builds it with an attention implementation, as far as its type is tested with the
+#: installed transformers. Nothing is imported before it is built.
+SPECIMENS: dict[str, Callable[[str], Specimen]] = {
+    name: partial(_build, file, name)
+    for file, names in FILES.items()
+    for name in names
+    if reaches(TYPES[model_type(name)].since)
+}
 
 
 @cache
