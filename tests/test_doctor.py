@@ -275,12 +275,12 @@ def test_the_doctor_says_what_is_not_there(doctor, hidden):
 
 def test_the_list_of_families_says_what_is_not_there(doctor, hidden):
     rows = {row["model_type"]: row for row in json.loads(doctor("families", "--json")[1])}
-    assert rows["llava"]["missing"] == hidden
-    assert [name for name, row in rows.items() if row["missing"]] == ["llava"]
-    assert {name: row["since"] for name, row in rows.items() if name in TYPES} == {
-        name: row.since for name, row in TYPES.items()
-    }
-    assert hidden.split(";")[0] in doctor("families")[1]
+    assert (rows["llava"]["tier"], rows["llava"]["detail"]) == ("missing", hidden)
+    assert [name for name, row in rows.items() if row["tier"] == "missing"] == ["llava"]
+    assert {name for name, row in rows.items() if row["tier"] == "tested"} == set(TYPES) - {"llava"}
+    assert all(row["detail"] for row in rows.values() if row["tier"] in ("refused", "missing"))
+    assert {row["tier"] for row in rows.values()} <= {"tested", "checked", "unknown", "missing", "refused"}
+    assert "missing" in doctor("families")[1]
 
 
 def test_pruning_or_loading_what_is_not_there(request):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 import pytest
 import torch
 
@@ -10,6 +12,7 @@ from adaptprune import AdaptPruneError
 from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.families import family_of
 from adaptprune.hooks.seams import parts_of
+from adaptprune.pruner import Pruner
 from adaptprune.testing.oracle import attends, decoder_layers
 from adaptprune.testing.specimen import LAYERS, PAD
 from adaptprune.testing.zoo import SPECIMENS, specimen
@@ -17,10 +20,12 @@ from adaptprune.viz import CELL, GAP, overlay, pictures_seen
 from tests.asking import far
 from tests.families import (
     FAMILY,
+    HYBRID,
     KINDS,
     MIXES_ROWS,
     NO_TEXT,
     STEPS,
+    all_of,
     equal,
     first_layer,
     generate,
@@ -250,3 +255,36 @@ def test_the_engine_answers_and_draws(family):
     grid, row, column = sample.cells[0]
     left = sum(width * CELL + GAP for width in widths[:grid]) + column * CELL
     assert picture.getpixel((left, row * CELL)) == (255, 255, 255)  # the outline of a kept patch
+
+
+@dataclass(frozen=True)
+class Looking(Pruner):
+    """Notes the keys that it is handed, and keeps what comes first."""
+
+    name = "looking"
+    needs = frozenset({"keys"})
+    seen: list = field(default_factory=list)
+
+    def select(self, tokens, num_keep):
+        self.seen.append(tokens.keys.clone())
+        return torch.arange(num_keep)
+
+
+@pytest.mark.parametrize("family", [name for name in SPECIMENS if name not in HYBRID])
+@torch.no_grad()
+def test_the_keys_that_are_compared_are_those_of_layer_k(family):
+    """What layer K's own projection puts out for these tokens in the unpruned model."""
+    one, layer = specimen(family), first_layer(family)
+    inputs, found = one.inputs(1), []
+    attention = next(
+        each
+        for name, each in decoder_layers(one.model)[layer].named_modules()
+        if name.endswith(("k_proj", "kv_a_proj_with_mqa"))
+    )
+    hook = attention.register_forward_hook(lambda module, args, output: found.append(output))
+    one.model(**inputs)
+    hook.remove()
+    places, method = all_of(one, inputs)[0], Looking(keep_ratio=0.5, layer=layer)
+    with adaptprune.prune(one.model, method):
+        one.model(**inputs)
+    torch.testing.assert_close(torch.cat(method.seen), found[0][0, places], atol=1e-5, rtol=0)
