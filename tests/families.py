@@ -95,7 +95,7 @@ def suiting(family: str, method: str = "adaptprune", layer: int | None = None) -
     layers = decoder_layers(specimen(family).model)
     if method in ("adaptprune", "fastv"):
         assert attends(layers[layer - 1]), f"{family} has no attention in layer {layer - 1}"
-    if method == "adaptprune" and not attends(layers[layer]):
+    if method == "adaptprune" and (not attends(layers[layer]) or hasattr(layers[layer], "altup")):
         options["keys"] = "previous"
     return options
 

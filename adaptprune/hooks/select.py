@@ -16,7 +16,14 @@ from adaptprune.hooks.holds import Hold, broken, hook
 from adaptprune.hooks.probe import last_token_attention
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.attention import install
-from adaptprune.hooks.seams.layers import attention_of, chosen_before, has_keys, key_projection, normalised
+from adaptprune.hooks.seams.layers import (
+    attention_of,
+    chosen_before,
+    has_keys,
+    key_projection,
+    mixes_streams,
+    normalised,
+)
 from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.state import BELOW, Call, History, places
 from adaptprune.pruner import Pruner, VisualTokens
@@ -86,11 +93,13 @@ class Selector:
             return False
         if "previous_keys" in needs and not has_keys(self.layers[before]):
             return False
-        return not needs & keys or has_keys(self.layers[layer])
+        return not needs & keys or (has_keys(self.layers[layer]) and not mixes_streams(self.layers[layer]))
 
     def _without_cues(self, layer: int, allowed: range) -> AdaptPruneError:
         """The error for a layer that lacks a cue: it names the next one that works, or what else does."""
         lacks = "attention" if layer - 1 in self.keyless and "attention" in self.pruner.needs else "keys of its own"
+        if lacks != "attention" and mixes_streams(self.layers[layer]):
+            lacks = "keys that are known before it has mixed its streams of states"
         where = layer - 1 if lacks == "attention" or "previous_keys" in self.pruner.needs else layer
         works = [each for each in allowed if self._has_cues(each)]
         after = [each for each in works if each > layer] or works[-1:]

@@ -23,8 +23,9 @@ from transformers import Cache
 from adaptprune.errors import first_line
 from adaptprune.families import FAMILIES, family_of, missing
 from adaptprune.hooks import prune, seams
+from adaptprune.hooks.seams.layers import has_keys, mixes_streams
 from adaptprune.testing import zoo
-from adaptprune.testing.oracle import attends, decoder_layers, hiding
+from adaptprune.testing.oracle import decoder_layers, hiding
 
 #: Attention implementations that every transformers has.
 ATTENTION = ("sdpa", "eager")
@@ -166,7 +167,8 @@ def _try(outcome: Outcome, attention: str) -> None:
 
 def _pruned(model: Any, keep_ratio: float, layer: int) -> Any:
     """`prune` by the default method; by the keys of the layer before, where that in question has none."""
-    keys = "layer" if attends(decoder_layers(model)[layer]) else "previous"
+    read = decoder_layers(model)[layer]
+    keys = "layer" if has_keys(read) and not mixes_streams(read) else "previous"
     return prune(model, keep_ratio=keep_ratio, layer=layer, keys=keys)
 
 

@@ -81,6 +81,11 @@ def chooses(layers: Sequence[nn.Module]) -> bool:
     return any(isinstance(getattr(finds_attention(layer), "indexer", None), nn.Module) for layer in layers)
 
 
+def mixes_streams(layer: nn.Module) -> bool:
+    """Whether a layer has several streams of states, which it mixes by itself before its attention reads them."""
+    return any("altup" in name or name.endswith(("_hc", "hyper_connection")) for name, _ in layer.named_children())
+
+
 def has_keys(layer: nn.Module) -> bool:
     """Whether a decoder layer makes keys of its own."""
     attention = finds_attention(layer)
