@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from adaptprune.families import FAMILIES, REFUSED, TYPES, missing, since, why_refused
+from adaptprune.families import CHECKED, FAMILIES, REFUSED, TYPES, missing, since, why_refused
 from adaptprune.families.outcomes import read
 from adaptprune.hooks.seams.versions import reaches
 from adaptprune.methods import METHODS
@@ -74,7 +74,7 @@ def _family(name: str) -> dict[str, Any]:
         if name in TYPES and not reaches(TYPES[name].since):
             row["tier"] = "checked"
     elif found.get("tier") == "checked":
-        row |= {"tier": "checked", "summary": f"a tiny model passed with transformers {known['transformers']}"}
+        row |= {"tier": "checked", "summary": CHECKED.get(name, "")}
     else:
         row["summary"] = f"not tried with transformers {known['transformers']} or before"
     return {**row, "detail": _special(found)}
@@ -123,7 +123,7 @@ def _long() -> str:
     for name in [*TYPES, *(name for name, row in known.items() if row["tier"] == "checked")]:
         found = known.get(name, {})
         marks = " | ".join("yes" if there else "-" for there in _supports(found).values())
-        tier, summary = ("tested", TYPES[name].summary) if name in TYPES else ("checked", "")
+        tier, summary = ("tested", TYPES[name].summary) if name in TYPES else ("checked", CHECKED.get(name, ""))
         lines.append(f"| `{name}` | {summary} | {tier} | {marks} | {_special(found)} |")
     lines += ["", "| refused | why |", "|---|---|"]
     return "\n".join([*lines, *(f"| `{name}` | {why_refused(name)} |" for name in REFUSED)])

@@ -275,6 +275,10 @@ class Looking(Pruner):
 def test_the_keys_that_are_compared_are_those_of_layer_k(family):
     """What layer K's own projection puts out for these tokens in the unpruned model."""
     one, layer = specimen(family), first_layer(family)
+    if family == "gemma3n":
+        with pytest.raises(AdaptPruneError, match="before it has mixed its streams.*keys='previous'"):
+            adaptprune.prune(one.model, Looking(keep_ratio=0.5, layer=layer))
+        return
     inputs, found = one.inputs(1), []
     attention = next(
         each

@@ -10,7 +10,7 @@ from typing import Any
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families.base import Family, Layout, join
-from adaptprune.families.types import REFUSED, TYPES
+from adaptprune.families.types import CHECKED, REFUSED, TYPES
 from adaptprune.registry import Registry
 
 FAMILIES = Registry(
@@ -20,6 +20,7 @@ FAMILIES = Registry(
 )
 
 __all__ = [
+    "CHECKED",
     "FAMILIES",
     "REFUSED",
     "TYPES",

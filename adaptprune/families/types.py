@@ -106,6 +106,26 @@ TYPES = {
     "aria": Type("Aria: queries without a place in the picture, in one row", since="5.24.0"),
 }
 
+#: What the other types are that pass the check on a tiny model.
+CHECKED = {
+    "apertus1p5": "Apertus 1.5",
+    "cosmos3_edge": "Cosmos 3 Edge",
+    "cosmos3_omni": "Cosmos 3 Omni",
+    "deepseek_ocr2": "DeepSeek-OCR 2",
+    "deepseek_vl_hybrid": "DeepSeek-VL with two towers",
+    "dots3_note": "dots 3 note",
+    "emu3": "Emu3",
+    "fuyu": "Fuyu",
+    "glmga": "GLM-GA",
+    "hy_v4_vl": "Hunyuan V4 VL",
+    "minicpm_ocr": "MiniCPM-OCR",
+    "mistral_large4": "Mistral Large 4",
+    "muse_glimmer": "Muse Glimmer",
+    "muse_spark": "Muse Spark",
+    "pp_chart2table": "PP-Chart2Table",
+    "qwen4_exp": "Qwen4, experimental",
+}
+
 _CROSS = (
     "its pictures are read by cross-attention and take no place in the prompt: nothing can leave it. Use fewer or "
     "smaller pictures"
