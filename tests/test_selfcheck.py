@@ -268,3 +268,30 @@ def test_processes_do_not_spoil_one_another(tmp_path):
         assert process.wait(timeout=60) == 0
     found = json.loads((tmp_path / "selfcheck.json").read_text())
     assert {"a" * 62 + "19", "b" * 62 + "19"} & set(found)
+
+
+#: Types that are refused by name, and what their structure, or the check, finds against them without that.
+STRUCTURE = {
+    "blip-2": "the cache's argument",
+    "instructblip": "the cache's argument",
+    "instructblipvideo": "has no get_image_features",
+    "chameleon": "encodes pictures and runs the layers itself",
+    "glm5_next": "did not pass the check|does not suit",
+    "inkling2": "in the KV cache, which does not grow token by token",
+    "inkling2_loop": "in the KV cache, which does not grow token by token",
+    "inkling_mm_model": "in the KV cache, which does not grow token by token",
+    "minimax_m3_vl": "in the KV cache, which does not grow token by token",
+    "unlimited_ocr": "in the KV cache, which does not grow token by token",
+}
+
+
+@there
+@pytest.mark.parametrize("name", STRUCTURE)
+def test_what_is_refused_by_name_would_be_by_its_structure(name, monkeypatch):
+    """A model of a kind that nobody has named yet is not pruned in silence."""
+    model = model_of(name)
+    with pytest.raises(AdaptPruneError, match=f"{name}.*cannot be pruned: "):
+        adaptprune.prune(model, "random", layer=2)
+    monkeypatch.setattr("adaptprune.families.REFUSED", {})
+    with pytest.raises(AdaptPruneError, match=STRUCTURE[name]):
+        adaptprune.prune(model, "random", layer=2)

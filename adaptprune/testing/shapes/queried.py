@@ -37,19 +37,6 @@ def _instructed(frames: int | None = None) -> Any:
     return made
 
 
-def _masked(config: Any) -> Pictures:
-    """Pictures of one prompt along an axis of their own, the second padded."""
-    mask = torch.ones(1, 2, 28, 28, dtype=torch.long)
-    mask[0, 1, :, 14:] = 0
-    return Pictures([16, 16], {"pixel_values": noise(1, 2, 3, 28, 28), "pixel_attention_mask": mask})
-
-
-def _tiles(config: Any) -> Pictures:
-    """One picture of two tiles, one of one; `pixel_attention_mask` tells tiles from padding."""
-    mask = torch.ones(1, 3, dtype=torch.bool)
-    return Pictures([32, 16], {"pixel_values": noise(1, 3, 3, 56, 56), "pixel_attention_mask": mask})
-
-
 def _views(config: Any) -> Pictures:
     """A whole picture of 4 x 4 each, the first with two details of as much before it; a separator behind."""
     tensors = {
@@ -74,41 +61,6 @@ def _finish_inner(model: Any) -> None:
 _DEEPSEEK_MOE = {"mlp_layer_types": ["dense", "sparse", "sparse"] * 2}
 
 ROWS = {
-    "aria": Row(
-        squares(16),
-        {
-            "text_config": {"moe_topk": 2},
-            "projector_patch_to_query_dict": {16: 16},
-            "max_value_projector_patch_to_query_dict": 16,
-        },
-    ),
-    "idefics2": Row(
-        _masked,
-        {
-            "perceiver_config": {
-                "hidden_size": 64,
-                "resampler_n_latents": 16,
-                "resampler_depth": 2,
-                "resampler_n_heads": 4,
-                "resampler_head_dim": 16,
-                "num_key_value_heads": 2,
-            }
-        },
-    ),
-    "granite_docling": Row(
-        _tiles,
-        {
-            # as published, attention is nearly even in so small a model, and pictures hardly count
-            "text_config": {
-                "embedding_multiplier": 1.0,
-                "residual_multiplier": 1.0,
-                "attention_multiplier": 0.25,
-                "logits_scaling": 1.0,
-            },
-            "vision_config": {"image_size": 56, "scale_factor": 2, "deepstack_visual_indexes": [0, 1, 2]},
-        },
-        note="multipliers of one",
-    ),
     "deepseek_ocr2": Row(
         _views,
         {

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from adaptprune.testing.shapes.row import Pictures, Row, noise
-from adaptprune.testing.shapes.shrink import END, START
-from adaptprune.testing.specimen import VOCABULARY, reserved
+from adaptprune.testing.specimen import VOCABULARY
 
 #: Heights and widths in placeholders.
 CELLS = ((4, 5), (2, 7))
@@ -61,56 +60,9 @@ def _patches(config: Any) -> Pictures:
     return Pictures(counts, tensors, [wide for _, wide in cells], (newline, newline))
 
 
-def _placed(config: Any) -> Pictures:
-    """Patches padded to one number, with a column and a row each, -1 where there is none."""
-    counts = [high * wide for high, wide in CELLS]
-    places = torch.full((len(counts), max(counts), 2), -1)
-    for number, (high, wide) in enumerate(CELLS):
-        rows, columns = torch.meshgrid(torch.arange(high), torch.arange(wide), indexing="ij")
-        places[number, : high * wide] = torch.stack([columns.flatten(), rows.flatten()], -1)
-    return Pictures(counts, {"pixel_values": noise(len(counts), max(counts), 3 * 8 * 8), "image_position_ids": places})
-
-
-MARKS = {
-    "image_start_id": START,
-    "image_end_id": END,
-    "slice_start_id": reserved(20),
-    "slice_end_id": reserved(21),
-    "newline_id": reserved(22),
-}
 MROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 2, 2], "mrope_interleaved": True}
 
 ROWS = {
-    "lighton_ocr": Row(padded(14), {"vision_config": {"image_size": 112}}),
     "minicpm_ocr": Row(packed(2), {"insert_layer_id": 1, "vision_config": {"insert_layer_id": 1}}),
-    "minicpmv4_7": Row(
-        packed(4),
-        {
-            "insert_layer_id": 1,
-            "vision_config": {"insert_layer_id": 1},
-            "text_config": {"rope_parameters": MROPE},
-            **MARKS,
-        },
-        types="mm_token_type_ids",
-    ),
     "fuyu": Row(_patches, {"patch_size": 7, "image_size": 28}, around=((), ())),
-    "gemma4_unified": Row(
-        _placed,
-        {
-            "text_config": {
-                "per_layer_config": {layer: {"head_dim": 32} for layer in (1, 3, 5)},
-                "num_kv_shared_layers": 2,
-            },
-            "vision_config": {
-                "patch_size": 4,
-                "pooling_kernel_size": 2,
-                "mm_embed_dim": 32,
-                "mm_posemb_size": 16,
-                "output_proj_dims": 32,
-                "initializer_range": 0.2,
-            },
-        },
-        types="mm_token_type_ids",
-        note="two layers share keys, by default none does",
-    ),
 }
