@@ -92,5 +92,5 @@ class PruneReport:
         if self.kv_bytes:
             text += f", KV cache {self.kv_bytes / 2**20:.2f} of {self.kv_bytes_unpruned / 2**20:.2f} MiB"
         text += f", selection {self.selection_ms:.1f} ms"
-        said = ([self.tier] if self.tier == "unchecked" else []) + self.notes
+        said = ([self.tier] if self.tier in ("checked", "unchecked") else []) + self.notes
         return f"{text} ({'; '.join(said)})" if said else text

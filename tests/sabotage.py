@@ -109,7 +109,8 @@ def broken(
     def ruined() -> None:
         if early:
             work(model)
-        with adaptprune.prune(model, spec, keep_ratio=0.25, **options):
+        # without the check that a changed model is made before: here, every forward has to look after itself
+        with adaptprune.prune(model, spec, keep_ratio=0.25, check=False, **options):
             given = before(model)
             if not early:
                 work(model, given) if work.__code__.co_argcount > 1 else work(model)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.families.base import Family, raster
-from adaptprune.hooks.seams.parts import text_config
+from adaptprune.hooks.seams.parts import PICTURES, text_config
 
 #: Ends of the names of arguments that hold the grid of each picture or tile, in patches: (n, 2) or, with time, (n, 3).
 GRIDS = ("grid_thw", "grid_hw", "spatial_shapes", "target_sizes")
@@ -56,10 +56,12 @@ class Generic(Family):
             shapes = find(base, modality, inputs, counts, total)
             if shapes is not None:
                 return shapes
-        if counts is None:  # one line of features, and nothing says where a picture ends
-            counts = [total]
-        square = (lambda count: (1, 1, count)) if queries(base.config) else _square
-        shapes = [square(count) for count in counts]
+        rows = queries(base.config)
+        if counts is None:  # one line of features: as many pictures as were handed over, if these are alike
+            pictures = _pictures(inputs, modality)
+            rows = rows or not pictures or total % pictures > 0
+            counts = [total] if rows else [total // pictures] * pictures
+        shapes = [(1, 1, count) if rows else _square(count) for count in counts]
         if any(count > 1 and rows == 1 for count, (_, rows, _) in zip(counts, shapes, strict=True)):
             self.note(NO_GRID)
         return shapes
@@ -73,6 +75,12 @@ def counted(features: Any) -> tuple[list[int] | None, int]:
         return [features[0].numel() // features.shape[-1]] * len(features), features.numel() // features.shape[-1]
     counts = [part.numel() // part.shape[-1] for part in features]
     return counts, sum(counts)
+
+
+def _pictures(inputs: Mapping[str, Any], modality: str) -> int:
+    """How many pictures of one size an encoder was handed, (n, 3, H, W); 0 if they are not of that form."""
+    pixels = inputs.get(PICTURES[modality])
+    return len(pixels) if isinstance(pixels, Tensor) and pixels.ndim == 4 else 0
 
 
 def _square(count: int) -> Shape:
@@ -129,11 +137,10 @@ def _by_grids(
         lambda row, size: (row[0] // 2, row[1] // size, row[2] // size),  # frames merged by twos
     )
     merge = _side(getattr(base.config, "vision_config", None))
-    for sides in ([merge], None) if merge else (None,):  # what the config says comes first: a video may fit twice
-        for rule in rules:
-            shapes = _all_fit(rows, counts, total, rule, sides)
-            if shapes is not None:
-                return shapes
+    for sides in ([merge], None) if merge else (None,):  # what the config says comes first
+        fits = [shapes for rule in rules if (shapes := _all_fit(rows, counts, total, rule, sides)) is not None]
+        if fits and (sides or all(shapes == fits[0] for shapes in fits)):
+            return fits[0]
     return _by_sizes_of_their_own(inputs, modality, rows, counts, total)
 
 

@@ -87,6 +87,8 @@ def cells_of(base: nn.Module, family: Family, given: Any, running: Running) -> d
         if (encoded := given.get(modality)) is not None:
             cells = getattr(encoded, CELLS, None) or ahead.get(modality)
             found[modality] = (
-                cells if cells is not None else family.cells(base, modality, {}, parts.features_of(encoded))
+                cells
+                if cells is not None
+                else family.cells(base, modality, running.inputs or {}, parts.features_of(encoded))
             )
     return found

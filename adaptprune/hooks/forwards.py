@@ -134,7 +134,7 @@ class Forwards:
             token_mask=mask,
             cache=cache,
             prompt=self._prompt(tokens, past),
-            wanted=calls.logits_wanted(arguments),
+            wanted=calls.logits_wanted(module, arguments),
             keyless=self._selector.keyless,
             sources=self._selector.sources,
         )
@@ -248,6 +248,11 @@ class Forwards:
         if rows is not None:
             # rows counts incoming tokens; hidden has what earlier stages left of them
             hidden = take_tokens(hidden, rows if before is None else _relative(before, rows, call.length), dim)
+            if call.merged and hidden.ndim != 3:
+                raise AdaptPruneError(
+                    f"{self._selector.pruner.name} merges tokens, and this model has several streams of states: use a "
+                    "rule that only chooses."
+                )
             for row, kept, states in call.merged.get(index, ()):
                 hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
         if changed is arguments and hidden is given:

@@ -14,7 +14,7 @@ from adaptprune.hooks import encode
 from adaptprune.hooks.forwards import Forwards
 from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
-from adaptprune.hooks.seams import parts
+from adaptprune.hooks.seams import parts, versions
 from adaptprune.hooks.seams.layers import chooses
 from adaptprune.hooks.seams.table import check
 from adaptprune.hooks.select import Selector
@@ -143,6 +143,10 @@ class PruneHandle:
                 "that is known here, how many keys it chooses: it cannot be pruned."
             )
         self._selector.check(self._family.smallest_layer(self.config))
+        if evict_below and chooses(self._parts.layers):
+            raise AdaptPruneError(
+                "evict_below=True takes keys away, and what sparse attention ranks them by would stay: leave it out."
+            )
         if reselect and evict_below:
             raise AdaptPruneError("reselect=True needs the keys that evict_below=True drops: use one of them.")
         if reselect and not self._family.causal:
@@ -158,7 +162,7 @@ class PruneHandle:
 
     def _tier(self, check: bool) -> str:
         """How far it is proven that this model is pruned rightly: see `PruneReport.tier`."""
-        if is_tested(self.config):
+        if is_tested(self.config) and parts.is_stock(self._parts) and versions.is_tested():
             return "tested"
         if not check or not self._selector.stages:
             return "unchecked"

@@ -110,7 +110,11 @@ def _per_token(call: Call, rows: Tensor, name: str, value: Any) -> Any:
     if isinstance(value, dict):
         cut = {key: _per_token(call, rows, f"{name}[{key!r}]", part) for key, part in value.items()}
         return value if all(cut[key] is part for key, part in value.items()) else cut
-    if not isinstance(value, Tensor) or call.length == 1 or call.length not in value.shape:
+    if not isinstance(value, Tensor) or call.length == 1:
+        return value
+    if call.length not in value.shape:
+        if call.batch > 1 and call.batch * call.length in value.shape:
+            raise _strange(call, name, value)  # all prompts in one line
         return value
     if name not in KNOWN and call.total in value.shape[3:]:
         raise _strange(call, name, value)  # one that counts keys as well, as a mask by another name does

@@ -1,52 +1,53 @@
-"""Does pruning work on this model, here? Asked once of every kind of model that has no specimen.
+"""Does pruning work on this model, here? Asked once of every kind of model that is not tested.
 
 Nothing is known of such a model but its structure, so it is asked itself, with short prompts of text:
 
 1. *With a mask.* Two prompts are padded on the left. The padding is declared visual and leaves before layer K; logits,
    of the prompt's words and of one after it, have to equal those of the stock model, which does not see it either.
-2. *Without a mask.* Some words in front of a prompt are declared visual and leave before layer K. The stock model reads
+2. *With a gap.* Words in the middle of a prompt are hidden by its mask, from the stock model as from the pruned one,
+   where they leave before layer K: what counts places in place of positions shows here. Not asked of decoders that have
+   layers with another memory than keys, in which the stock model lets words fade that it does not see.
+3. *Without a mask.* Some words in front of a prompt are declared visual and leave before layer K. The stock model reads
    the prompt without them, and before layer K is handed the states that the pruned one has there: from then on both see
    the same, so that the logits of every word have to be equal. A leak that a mask would hide shows here.
-3. *Causality.* Another last word must not change the logits of the words before it, unless it does so in the stock
+4. *Causality.* Another last word must not change the logits of the words before it, unless it does so in the stock
    model.
-4. *Facts.* The hooks ran, a cache was seen, and every layer holds as many keys as were left, its window counted.
+5. *Facts.* The hooks ran, a cache was seen, and every layer holds as many keys as were left, its window counted.
 
-It says nothing of pictures: where they lie is checked at every forward. What passed is remembered on disk.
+Prompts are longer than a window of up to 96 positions; what a longer one hides is not tried. Nor are pictures: where
+they lie is checked at every forward. What passed is remembered (`adaptprune.hooks.passed`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adaptprune._version import __version__
 from adaptprune.errors import AdaptPruneError, first_line
-from adaptprune.families import Layout
+from adaptprune.families import Layout, family_of
+from adaptprune.hooks import passed
 from adaptprune.hooks.forwards import Forwards
 from adaptprune.hooks.handle import PruneHandle
-from adaptprune.hooks.seams import Parts, attention, calls, parts
+from adaptprune.hooks.seams import Parts, calls, parts
 from adaptprune.hooks.seams import cache as kv
-from adaptprune.hooks.seams.versions import installed
 from adaptprune.hooks.select import Selector
 from adaptprune.hooks.state import Call
 from adaptprune.methods import make_pruner
 
-#: Words of a prompt, padding of the two rows of a batch, and words in front that leave.
-WORDS, PADDING, JUNK = 11, (5, 3), 5
-#: How far logits may be apart, as a fraction of their spread, by the bits of their dtype.
-TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
-#: Where what has passed is remembered.
-HOME = "ADAPTPRUNE_CACHE"
+#: Words of a prompt, padding of the two rows of a batch, words that leave, and those in front of a gap.
+WORDS, PADDING, JUNK, HEAD = 11, (5, 3), 5, 4
+#: The longest window that prompts are made to exceed.
+WINDOW = 96
+#: How far logits may be apart, as a fraction of their spread (root mean square), by the dtype of the decoder. Of others
+#: it is LEAST, or thrice what padding changes in the stock model, but never more than MOST.
+TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
+LEAST, NOISE, MOST = 3e-2, 3.0, 3e-1
 
 
 class Failed(Exception):
@@ -65,6 +66,35 @@ class Trial:
 
     found: Parts
     stages: tuple[int, ...]
+
+    @cached_property
+    def words(self) -> int:
+        """Words of a prompt: more than short windows hold, and no more than the model can be pruned with."""
+        config: Any = self.found.decoder.config
+        # chunks begin at places that a prompt without some of its words has not
+        layers = [] if kv.in_chunks(config) else kv.layers_of(kv.new_cache(config))
+        windows = (kv.width(layer) for layer in layers)
+        count = max([WORDS, *(window + 5 for window in windows if window is not None and window <= WINDOW)])
+        longest = family_of(self.found.model.config).longest(self.found.model.config)
+        return count if longest is None else max(HEAD + 2, min(count, longest[0] - JUNK - 1))
+
+    @cached_property
+    def tolerance(self) -> float:
+        """How far logits may be apart."""
+        dtype = next(self.found.decoder.parameters()).dtype
+        return TOLERANCES[dtype] if dtype in TOLERANCES else min(MOST, max(LEAST, NOISE * self.noise))
+
+    @cached_property
+    def noise(self) -> float:
+        """How far the stock model's logits are apart from its own, with padding and without."""
+        words = _words(self, self.words, 5)[None]
+        ids = torch.cat([torch.full((1, JUNK), _filler(self), device=words.device), words], dim=1)
+        mask = torch.ones_like(ids)
+        mask[:, :JUNK] = 0
+        model = self.found.model
+        padded = model(input_ids=ids, attention_mask=mask, **_at(model, _counted(mask)), **_cache(self)).logits
+        alone = model(input_ids=words, **_at(model, _counted(torch.ones_like(words))), **_cache(self)).logits
+        return _apart(padded[:, -self.words :], alone)
 
     @contextlib.contextmanager
     def pruning(self, layouts: list[Layout]) -> Iterator[list[int]]:
@@ -89,6 +119,8 @@ class Trial:
 
         with Handle(self.found.model, make_pruner("random", layer=self.stages[0]), check=False):
             yield seen
+        if not seen:
+            raise Failed("no token left: the hooks did not run")
 
 
 def ensure(trial: Trial) -> None:
@@ -99,19 +131,22 @@ def ensure(trial: Trial) -> None:
     AdaptPruneError
         It did not pass; the message says what was found and what can be done.
     """
-    key = _key(trial)
-    if key in _passed():
+    key = passed.key(trial.found, trial.stages)
+    if passed.knows(key):
         return
     try:
         with _undisturbed(trial.found.model):
             run(trial)
+    except (torch.OutOfMemoryError, KeyboardInterrupt):
+        raise
     except Failed as failure:
         raise _refusal(trial, str(failure)) from None
-    except AdaptPruneError as error:
-        raise _refusal(trial, first_line(error)) from error
-    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError) as error:
-        raise _refusal(trial, f"{type(error).__name__}: {first_line(error)}") from error
-    _remember(key)
+    except Exception as error:  # of the model, or ours: whatever it is, it is not pruned rightly
+        said = (
+            first_line(error) if isinstance(error, AdaptPruneError) else f"{type(error).__name__}: {first_line(error)}"
+        )
+        raise _refusal(trial, said) from error
+    passed.remember(key)
 
 
 def _refusal(trial: Trial, what: str) -> AdaptPruneError:
@@ -124,53 +159,71 @@ def _refusal(trial: Trial, what: str) -> AdaptPruneError:
 
 
 def run(trial: Trial) -> float:
-    """All checks; the largest deviation of a logit, as a fraction of their spread. Raises `Failed`."""
-    return max(_padded(trial), _unmasked(trial))
+    """All checks; the largest deviation of logits, as a fraction of their spread. Raises `Failed`."""
+    found = [_padded(trial), _unmasked(trial)]
+    return max(found if trial.found.keyless else [*found, _gapped(trial)])
 
 
 # -- the checks --------------------------------------------------------------------------------------------------------
 
 
 def _padded(trial: Trial) -> float:
-    model, first = trial.found.model, PADDING[0]
-    ids = torch.stack([_words(trial, first + WORDS, seed) for seed in (0, 1)])
+    first, words = PADDING[0], trial.words
+    ids = torch.stack([_words(trial, first + words, seed) for seed in (0, 1)])
     mask = torch.ones_like(ids)
     for row, count in enumerate(PADDING):
         ids[row, :count] = _filler(trial)
         mask[row, :count] = 0
-    more = torch.cat([mask, mask[:, -1:]], dim=1)
-    word = ids[:, -1:]
+    leaving = [_leaving(0, count, ids.device) for count in PADDING]
+    (prompt, step), (expected, after) = _both(trial, ids, mask, None, leaving)
+    worst = [
+        _compare(trial, prompt[row, -words:], expected[row, -words:], "a padded prompt") for row in range(len(PADDING))
+    ]
+    return max(*worst, _compare(trial, step, after, "the word after a padded prompt"))
+
+
+def _gapped(trial: Trial) -> float:
+    words, rest = _words(trial, trial.words, 2)[None], trial.words - HEAD
+    ids = torch.cat([words[:, :HEAD], _words(trial, JUNK, 3)[None], words[:, HEAD:]], dim=1)
+    mask = torch.ones_like(ids)
+    mask[:, HEAD : HEAD + JUNK] = 0
+    places = torch.arange(ids.shape[1] + 1, device=ids.device)[None]
+    leaving = [_leaving(HEAD, JUNK, ids.device)]
+    (prompt, step), (expected, after) = _both(trial, ids, mask, places, leaving)
+    apart = _compare(trial, prompt[:, -rest:], expected[:, -rest:], "a prompt with a gap")
+    return max(apart, _compare(trial, step, after, "the word after a prompt with a gap"))
+
+
+def _both(
+    trial: Trial, ids: Tensor, mask: Tensor, places: Tensor | None, leaving: list[Layout]
+) -> list[tuple[Tensor, Tensor]]:
+    """Logits of a prompt and of the word after it, pruned and of the stock model."""
+    model, more = trial.found.model, torch.cat([mask, mask[:, -1:]], dim=1)
 
     def read() -> tuple[Tensor, Tensor]:
         cache = _cache(trial)
-        out = model(input_ids=ids, attention_mask=mask, **cache)
-        step = model(input_ids=word, attention_mask=more, **cache, **_at(model, more.sum(dim=1, keepdim=True) - 1))
-        return out.logits[:, -WORDS:], step.logits
+        at = {} if places is None else _at(model, places[:, :-1])
+        next_at = _at(model, _counted(more)[:, -1:] if places is None else places[:, -1:])
+        prompt = model(input_ids=ids, attention_mask=mask, **at, **cache).logits
+        return prompt, model(input_ids=ids[:, -1:], attention_mask=more, **next_at, **cache).logits
 
-    expected = read()
-    with trial.pruning([_leaving(count, ids.device) for count in PADDING]) as seen:
+    with trial.pruning(leaving):
         found = read()
-    _looked(seen)
-    worst = 0.0
-    for row, count in enumerate(PADDING):  # the second has more words, the first ones of which are compared as well
-        words = min(WORDS, first + WORDS - count)
-        worst = max(worst, _compare(found[0][row, -words:], expected[0][row, -words:], "a padded prompt"))
-    return max(worst, _compare(found[1], expected[1], "the word after a padded prompt"))
+    return [found, read()]
 
 
 def _unmasked(trial: Trial) -> float:
-    model, layer = trial.found.model, trial.stages[0]
-    words = _words(trial, WORDS, 2)[None]
+    model, layer, count = trial.found.model, trial.stages[0], trial.words
+    words = _words(trial, count, 2)[None]
     ids = torch.cat([_words(trial, JUNK, 3)[None], words], dim=1)
     states: list[Tensor] = []
     with (
-        trial.pruning([_leaving(JUNK, ids.device)]) as seen,
+        trial.pruning([_leaving(0, JUNK, ids.device)]),
         _before(trial, layer, lambda hidden: states.append(hidden.clone())),
     ):
         cache = _cache(trial)
         found = _two(model, ids, 0, cache)
-        _check_held(kv.cache_in(cache), layer)
-    _looked(seen)
+        _check_held(kv.cache_in(cache), layer, count)
     if len(states) != 2:
         raise Failed(f"layer {layer} ran {len(states)} times in two forwards")
     for offset in (0, JUNK):
@@ -178,8 +231,8 @@ def _unmasked(trial: Trial) -> float:
         with _before(trial, layer, lambda hidden, rest=rest: rest.pop(0)):  # type: ignore[misc]
             expected = _two(model, words, offset, _cache(trial))
         try:
-            worst = _compare(found[0][:, -WORDS:], expected[0], "a prompt without a mask")
-            worst = max(worst, _compare(found[1], expected[1], "the word after a prompt without a mask"))
+            worst = _compare(trial, found[0][:, -count:], expected[0], "a prompt without a mask")
+            worst = max(worst, _compare(trial, found[1], expected[1], "the word after a prompt without a mask"))
             break
         except Failed:
             if offset:  # positions may count by themselves (scaled queries): the second time they are the same
@@ -192,66 +245,63 @@ def _two(model: nn.Module, ids: Tensor, offset: int, cache: dict[str, Any]) -> t
     """Logits of a prompt at positions from `offset` on, and of a word after it."""
     places = torch.arange(offset, offset + ids.shape[1] + 1, device=ids.device)[None]
     prompt = model(input_ids=ids, **_at(model, places[:, :-1]), **cache).logits
-    return prompt, model(input_ids=ids[:, -WORDS][:, None], **_at(model, places[:, -1:]), **cache).logits
+    return prompt, model(input_ids=ids[:, -2:-1], **_at(model, places[:, -1:]), **cache).logits
 
 
 def _check_causal(trial: Trial, ids: Tensor, logits: Tensor) -> None:
     other = ids.clone()
     other[0, -1] = ids[0, -2]
-    with trial.pruning([_leaving(JUNK, ids.device)]):
+    with trial.pruning([_leaving(0, JUNK, ids.device)]):
         changed = _two(trial.found.model, other, 0, _cache(trial))[0]
-    spread = logits.float().std()
-    if bool((changed[:, :-1] - logits[:, :-1]).float().abs().max() <= _allowed(logits) * spread):
+    if _apart(changed[:, :-1], logits[:, :-1]) <= trial.tolerance:
         return
-    stock = [_two(trial.found.model, each, 0, _cache(trial))[0][:, :-1].float() for each in (ids, other)]
-    if bool((stock[0] - stock[1]).abs().max() <= _allowed(logits) * spread):
+    stock = [_two(trial.found.model, each, 0, _cache(trial))[0][:, :-1] for each in (ids, other)]
+    if _apart(*stock) <= trial.tolerance:
         raise Failed("a word is seen by the words before it")
 
 
-def _check_held(cache: Any, layer: int) -> None:
+def _check_held(cache: Any, layer: int, words: int) -> None:
     for index, each in enumerate(kv.layers_of(cache)):
         if kv.keyless(each):
             continue
-        count, window = (WORDS if index >= layer else WORDS + JUNK) + 1, kv.width(each)
+        count, window = (words if index >= layer else words + JUNK) + 1, kv.width(each)
         expected = count if window is None else min(count, window - 1)
         if kv.held(each) != expected:
             raise Failed(f"layer {index} holds {kv.held(each)} keys where {expected} are left")
 
 
-def _looked(seen: list[int]) -> None:
-    if not seen:
-        raise Failed("no token left: the hooks did not run")
-
-
-def _compare(found: Tensor, expected: Tensor, what: str) -> float:
+def _compare(trial: Trial, found: Tensor, expected: Tensor, what: str) -> float:
     if found.shape != expected.shape:
         raise Failed(f"logits of {what} have shape {tuple(found.shape)} in place of {tuple(expected.shape)}")
-    spread = float(expected.float().std())
-    apart = float((found.float() - expected.float()).abs().max()) / max(spread, 1e-12)
-    if not apart <= _allowed(expected):
+    apart = _apart(found, expected)
+    if not apart <= trial.tolerance:
+        dtype = next(trial.found.decoder.parameters()).dtype
+        noise = "" if dtype in TOLERANCES else f"; padding alone changes {trial.noise:.1e}: check it once in float32"
         raise Failed(
             f"logits of {what} differ from the stock model's by {apart:.1e} of their spread (allowed: "
-            f"{_allowed(expected):.0e})"
+            f"{trial.tolerance:.0e}{noise})"
         )
     return apart
 
 
-def _allowed(logits: Tensor) -> float:
-    return TOLERANCES.get(logits.dtype, 1e-1)
+def _apart(found: Tensor, expected: Tensor) -> float:
+    """The root mean square of a difference, as a fraction of the spread of what is expected."""
+    expected = expected.float()
+    return float((found.float() - expected).square().mean().sqrt() / expected.std().clamp_min(1e-12))
 
 
 # -- prompts -----------------------------------------------------------------------------------------------------------
 
 
 def _words(trial: Trial, count: int, seed: int) -> Tensor:
-    """Different tokens, (count,), none of which a config names."""
+    """Tokens that no config names, (count,): different ones, as long as there are enough."""
     base, config = trial.found.base, trial.found.model.config
     configs = (config, parts.text_config(config))
     named = {value for each in configs for value in vars(each).values() if type(value) is int}
-    size = parts.num_tokens(base)
-    order = torch.randperm(min(size, 4096), generator=torch.Generator().manual_seed(seed)).tolist()
-    ids = [number for number in order if number not in named][:count]
-    return torch.tensor(ids, device=_place(base))
+    size = min(parts.num_tokens(base), 4096)
+    order = torch.randperm(size, generator=torch.Generator().manual_seed(seed)).tolist()
+    ids = [number for number in order if number not in named] or order
+    return torch.tensor((ids * (count // len(ids) + 1))[:count], device=_place(base))
 
 
 def _filler(trial: Trial) -> int:
@@ -264,9 +314,14 @@ def _place(base: nn.Module) -> torch.device:
     return next((each.device for each in weights if each.device.type != "meta"), torch.device("cpu"))
 
 
-def _leaving(count: int, device: torch.device) -> Layout:
-    places = torch.arange(count, device=device)
-    return Layout(places, torch.stack([torch.zeros_like(places), torch.zeros_like(places), places], dim=1), places * 0)
+def _leaving(start: int, count: int, device: torch.device) -> Layout:
+    places = torch.arange(start, start + count, device=device)
+    return Layout(places, torch.stack([places * 0, places * 0, places], dim=1), places * 0)
+
+
+def _counted(mask: Tensor) -> Tensor:
+    """Positions of the words that a mask shows, (B, L)."""
+    return (mask.cumsum(dim=1) - 1).clamp_min(0)
 
 
 def _at(model: nn.Module, places: Tensor) -> dict[str, Any]:
@@ -305,50 +360,3 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
-
-
-# -- what has passed ---------------------------------------------------------------------------------------------------
-
-_known: set[str] = set()
-
-
-def _key(trial: Trial) -> str:
-    """What a result holds for: versions, the model's class and config, backend, dtype and layers."""
-    found = trial.found
-    whole: Any = found.model.config
-    config = {name: value for name, value in whole.to_dict().items() if name != "_name_or_path"}
-    facts = [
-        __version__,
-        installed(),
-        torch.__version__,
-        f"{type(found.model).__module__}.{type(found.model).__qualname__}",
-        attention.backend(found.decoder),
-        str(next(found.decoder.parameters()).dtype),
-        list(trial.stages),
-        json.dumps(config, sort_keys=True, default=str),
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-
-
-def _file() -> Path:
-    home = os.environ.get(HOME) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adaptprune"
-    return Path(home) / "selfcheck.json"
-
-
-def _passed() -> set[str]:
-    if not _known:
-        with contextlib.suppress(OSError, ValueError):
-            found = json.loads(_file().read_text())
-            if isinstance(found, list):
-                _known.update(each for each in found if isinstance(each, str) and len(each) == 64)
-    return _known
-
-
-def _remember(key: str) -> None:
-    _known.add(key)
-    path = _file()
-    with contextlib.suppress(OSError):  # no place to write: it is checked again next time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            json.dump(sorted(_known), file)
-        os.replace(file.name, path)

@@ -301,6 +301,11 @@ def width(layer: Any) -> int | None:
     return layer.sliding_window if isinstance(layer, DynamicSlidingWindowLayer) else None
 
 
+def in_chunks(config: Any) -> bool:
+    """Whether a decoder with this config attends in chunks, which its cache takes for sliding windows."""
+    return any("chunked" in kind for kind in getattr(config, "layer_types", None) or ())
+
+
 def windows(config: Any) -> list[int | None]:
     """The sliding window of each layer in the cache of a decoder with this config; None: it sees everything.
 
@@ -311,7 +316,7 @@ def windows(config: Any) -> list[int | None]:
         neither, although its cache is that of a sliding window.
     """
     found: list[int | None] = []
-    if any("chunked" in kind for kind in getattr(config.get_text_config(), "layer_types", None) or ()):
+    if in_chunks(config.get_text_config()):
         raise AdaptPruneError(
             "this decoder attends in chunks of the prompt, which cannot be batched with others: only full and "
             "sliding-window attention can be served."

@@ -80,9 +80,10 @@ def labelled(inputs: Mapping[str, Any]) -> bool:
     return inputs.get("labels") is not None or isinstance(inputs.get("logits_to_keep"), Tensor)
 
 
-def logits_wanted(arguments: Mapping[str, Any]) -> int:
+def logits_wanted(decoder: nn.Module, arguments: Mapping[str, Any]) -> int:
     """For how many of its last tokens a decoder is asked, if it is told so (Gemma 4's is); 0: for all, or not told."""
-    wanted = arguments.get("logits_to_keep")
+    name = "logits_to_keep"
+    wanted = arguments.get(name) if name in parameters(decoder) else 0
     return wanted if isinstance(wanted, int) else 0
 
 

@@ -107,6 +107,13 @@ def _inmost(base: nn.Module) -> Any:
     return module
 
 
+def is_stock(found: Parts) -> bool:
+    """Whether a model's parts are of transformers' own classes, as far as they are run one by one here."""
+    parts = (found.model, found.base, found.decoder, *found.layers)
+    kinds = {type(getattr(part, "_orig_mod", part)) for part in parts}
+    return all(kind.__module__.startswith("transformers.models.") for kind in kinds)
+
+
 def unwrapped(model: Any) -> tuple[nn.Module, Callable[[], Tensor] | None]:
     """The model inside PEFT's wrapper, and what gives the embeddings that PEFT puts in front of every prompt, (n, D).
 
