@@ -47,8 +47,8 @@ WORDS = 256  # text is made of the first tokens alone, so that look-up tables ne
 IMAGE, VIDEO, START, END, SOUND = 200, 201, 202, 203, 204
 FORMULA = (
     "FLOPs of a layer over n tokens = 2 n (weights of its matrices), + 4 n m w with attention over m keys (w = heads x "
-    "head size; in full, masked ones too), + n h (C (5 dk + 3 dv) + 6 dk dv) with linear attention (h heads, chunks of "
-    f"C = {CHUNK}); n = 1 in layers that read the keys of others; + what runs once; expected = FLOPs unpruned / pruned"
+    "head size; masked ones too), + n h (C (5 dk + 3 dv) + 6 dk dv) with linear attention (h heads; n in chunks of "
+    f"C = {CHUNK}); n = 1 in layers that read others' keys; + what runs once; expected = FLOPs unpruned / pruned"
 )
 
 
@@ -177,7 +177,8 @@ def layer_flops(layer: Any, tokens: int, keys: int) -> int:
         return flops + 4 * tokens * keys * int(attention.o_proj.in_features)
     mixer = layer.linear_attn
     key, value = mixer.head_k_dim, mixer.head_v_dim
-    return flops + tokens * mixer.num_v_heads * (CHUNK * (5 * key + 3 * value) + 6 * key * value)
+    whole = -(-tokens // CHUNK) * CHUNK
+    return flops + whole * mixer.num_v_heads * (CHUNK * (5 * key + 3 * value) + 6 * key * value)
 
 
 def prefill_flops(model: Any, visual: int, kept: int, layer: int) -> int:
