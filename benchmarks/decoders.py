@@ -208,6 +208,7 @@ class Variant:
     inputs: dict[str, Any]
     expected: float
     prefill_ms: list[float] = field(default_factory=list)
+    wall_ms: list[float] = field(default_factory=list)
     step_ms: list[float] = field(default_factory=list)
     selection_ms: list[float] = field(default_factory=list)
     kept: int = 0
@@ -223,6 +224,7 @@ class Variant:
             "prompt_tokens": self.inputs["input_ids"].shape[1],
             "visual_tokens_kept": self.kept,
             "prefill_ms": spread(self.prefill_ms),
+            "prefill_wall_ms": spread(self.wall_ms),
             "speedup": spread(ratios),
             "expected": round(self.expected, 3),
             "step_ms": spread(self.step_ms),
@@ -271,25 +273,27 @@ def measure(model: Any, variant: Variant, steps: int, counted: bool) -> None:
     """Read the prompt once, and take some decode steps over its cache."""
     token = torch.tensor([[5]])
     with adaptprune.prune(model, variant.method) if variant.method else nullcontext() as report:
-        seconds, output = timed(lambda: model(**variant.inputs, logits_to_keep=1, use_cache=True))
+        prefill, wall, output = timed(lambda: model(**variant.inputs, logits_to_keep=1, use_cache=True))
         cache, taken = kv.cache_of(output), []
         variant.kv_bytes, variant.memory_bytes = kv.nbytes(cache), memory(cache)
         for _ in range(steps):
-            spent, _ = timed(lambda: model(input_ids=token, **kv.handing(model, cache), use_cache=True))
-            taken.append(1000 * spent)
+            taken.append(timed(lambda: model(input_ids=token, **kv.handing(model, cache), use_cache=True))[0])
     shown = int((variant.inputs["input_ids"] == IMAGE).sum())
     variant.kept = report.num_kept if report is not None else shown
     if counted:
-        variant.prefill_ms.append(1000 * seconds)
+        variant.prefill_ms.append(prefill)
+        variant.wall_ms.append(wall)
         variant.step_ms.append(statistics.median(taken))
         if report is not None:
             variant.selection_ms.append(report.selection_ms)
 
 
-def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    start = time.perf_counter()
+def timed(work: Callable[[], Any]) -> tuple[float, float, Any]:
+    """Milliseconds by the clock, milliseconds on the wall, and what `work` returns."""
+    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+    start, begin = clock(), time.perf_counter()
     result = work()
-    return time.perf_counter() - start, result
+    return 1000 * (clock() - start), 1000 * (time.perf_counter() - begin), result
 
 
 def memory(cache: Any) -> int:
@@ -303,23 +307,16 @@ def memory(cache: Any) -> int:
 
 
 @torch.inference_mode()
-def run(
-    make: Callable[[bool, torch.dtype], Decoder],
-    visual: list[int],
-    rounds: int,
-    steps: int,
-    smoke: bool,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
+def run(make: Callable[[bool, torch.dtype], Decoder], visual: list[int], options: Any) -> dict[str, Any]:
     """Everything about one decoder."""
-    decoder, tables = make(smoke, dtype), []
+    decoder, tables = make(options.smoke, getattr(torch, options.dtype)), []
     print(f"{decoder.name}: {decoder.shape}", file=sys.stderr, flush=True)
     for count in visual:
         begin, found = load(), variants(decoder, count)
-        for turn in range(rounds + 1):
+        for turn in range(options.rounds + 1):
             for variant in found:
-                measure(decoder.model, variant, steps, counted=turn > 0)
-                print(f"{count} visual tokens, round {turn} of {rounds}: {variant.name}", file=sys.stderr, flush=True)
+                measure(decoder.model, variant, options.steps, counted=turn > 0)
+            print(f"{count} visual tokens, round {turn} of {options.rounds}", file=sys.stderr, flush=True)
         rows = [variant.row(found[0]) for variant in found]
         tables.append({"visual_tokens": count, "text_tokens": TEXT, "load": [begin, load()], "rows": rows})
     return {"decoder": decoder.name, "shape": decoder.shape, "layer": decoder.layer, "tables": tables}
@@ -333,15 +330,16 @@ def load() -> float:
     return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else 0.0
 
 
-def machine(dtype: torch.dtype) -> str:
+def machine(dtype: str) -> str:
     """Where it was measured, and with what."""
     listed = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     names = [line.partition(":")[2].strip() for line in listed.splitlines() if line.startswith("model name")]
+    clock = "CPU time of the thread" if torch.get_num_threads() == 1 else "wall"
     released = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return (
         f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, "
-        f"{str(dtype).removeprefix('torch.')}, {', '.join(f'{name} {number}' for name, number in released.items())}, "
-        f"Python {platform.python_version()}; batch 1, sdpa"
+        f"{dtype}, {', '.join(f'{name} {number}' for name, number in released.items())}, "
+        f"Python {platform.python_version()}; batch 1, sdpa; clock: {clock}"
     )
 
 
@@ -374,16 +372,17 @@ def main() -> None:
     parser.add_argument("--visual", type=int, nargs="+", choices=GRIDS, help="default: 1024 and 2024")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=8, help="decode steps of each round, of which the median counts")
-    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--threads", type=int, help="1: times are CPU time, which other processes delay less")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--smoke", action="store_true", help="tiny decoders, which show that it runs and no more")
     parser.add_argument("--json", action="store_true", help="print one JSON document in place of tables")
     options = parser.parse_args()
-    dtype = getattr(torch, options.dtype)
+    torch.set_num_threads(options.threads or torch.get_num_threads())
     visual = options.visual or ([64] if options.smoke else [1024, 2024])
-    found = [run(MODELS[name], visual, options.rounds, options.steps, options.smoke, dtype) for name in options.decoder]
+    found = [run(MODELS[name], visual, options) for name in options.decoder]
     content = {
         "command": " ".join(["python benchmarks/decoders.py", *sys.argv[1:]]),
-        "machine": machine(dtype),
+        "machine": machine(options.dtype),
         "keep_ratio": KEEP,
         "formula": FORMULA,
         "rounds": options.rounds,

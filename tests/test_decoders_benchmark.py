@@ -18,7 +18,7 @@ from adaptprune.errors import AdaptPruneError
 
 ROOT = Path(__file__).parents[1]
 RESULTS = json.loads((ROOT / "docs/results/decoders.json").read_text())
-FLOAT = 4
+NUMBER = 2  # bytes of a bfloat16
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_every_variant_is_measured(document, name):
 def test_the_cache_of_qwen3_5_is_what_its_full_layers_hold(document):
     """Two of eight layers keep keys (3 and 7; K is 4), one head of 64; the others remember as much always."""
     rows = table(document, "qwen3_5")["rows"]
-    token = 2 * 64 * FLOAT
+    token = 2 * 64 * NUMBER
     held = [2 * 128, 2 * 80, 128 + 80, 128 + 80, 128 + 80, 2 * 80]
     assert [row["kv_bytes"] for row in rows] == [token * tokens for tokens in held]
     assert len({row["memory_bytes"] for row in rows}) == 1
@@ -77,7 +77,7 @@ def test_the_cache_of_qwen3_5_is_what_its_full_layers_hold(document):
 def test_the_cache_of_gemma4_is_what_layers_with_own_keys_hold(document):
     """Ten layers have keys: eight hold their window at most (48, one less in the cache), two everything."""
     rows = table(document, "gemma4")["rows"]
-    sliding, full = 2 * 16 * FLOAT * 8 * 47, 2 * 32 * FLOAT
+    sliding, full = 2 * 16 * NUMBER * 8 * 47, 2 * 32 * NUMBER
     held = [2 * 128, 2 * 80, 128 + 80, 128 + 80, 128 + 80, 2 * 80]
     assert [row["kv_bytes"] for row in rows] == [sliding + full * tokens for tokens in held]
     assert {row["memory_bytes"] for row in rows} == {0}
