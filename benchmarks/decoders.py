@@ -250,6 +250,7 @@ def prompt(decoder: Decoder, rows: int, columns: int) -> dict[str, Any]:
     return {"input_ids": ids, "mm_token_type_ids": (ids == IMAGE).int(), **decoder.encode(rows, columns)}
 
 
+@torch.inference_mode()
 def variants(decoder: Decoder, visual: int) -> list[Variant]:
     """The prompt unpruned, under each method, and with a smaller picture."""
     rows, columns = GRIDS[visual]
@@ -306,9 +307,9 @@ def memory(cache: Any) -> int:
     return sum(state.nbytes for states in kept for state in states.values() if isinstance(state, Tensor))
 
 
-@torch.inference_mode()
 def run(make: Callable[[bool, torch.dtype], Decoder], visual: list[int], options: Any) -> dict[str, Any]:
     """Everything about one decoder."""
+    # not in inference mode: the weights would need no gradient, and matmul copies such ones for a slice of the states
     decoder, tables = make(options.smoke, getattr(torch, options.dtype)), []
     print(f"{decoder.name}: {decoder.shape}", file=sys.stderr, flush=True)
     for count in visual:

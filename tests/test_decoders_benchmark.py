@@ -33,8 +33,7 @@ def benchmark():
 @pytest.fixture(scope="module")
 def smoke(benchmark):
     """Both tiny decoders."""
-    with torch.inference_mode():
-        return {name: make(True, torch.float32) for name, make in benchmark.MODELS.items()}
+    return {name: make(True, torch.float32) for name, make in benchmark.MODELS.items()}
 
 
 @pytest.fixture(scope="module")
