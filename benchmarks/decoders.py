@@ -309,7 +309,7 @@ def memory(cache: Any) -> int:
 
 def run(make: Callable[[bool, torch.dtype], Decoder], visual: list[int], options: Any) -> dict[str, Any]:
     """Everything about one decoder."""
-    # not in inference mode: the weights would need no gradient, and matmul copies such ones for a slice of the states
+    # not in inference mode: torch copies weights made there for a product with one token's slice, 3 s for Qwen's output
     decoder, tables = make(options.smoke, getattr(torch, options.dtype)), []
     print(f"{decoder.name}: {decoder.shape}", file=sys.stderr, flush=True)
     for count in visual:
