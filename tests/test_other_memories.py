@@ -270,3 +270,23 @@ def test_what_suits_is_what_is_tested():
     assert suiting("qwen3_5") == {"method": "adaptprune", "layer": 2, "keys": "previous"}
     assert suiting("llava") == {"method": "adaptprune", "layer": 2}
     assert suiting("qwen3_vl", "random")["layer"] == 3
+
+
+@torch.no_grad()
+def test_tokens_that_the_ranking_layer_does_not_see_are_said():
+    """A sliding layer pays no attention to what lies outside its window: the report says so, and which layer sees all."""
+    one = specimen("gemma3")
+    inputs = one.inputs(2)
+    with adaptprune.prune(one.model, "fastv", keep_ratio=0.3, layer=3) as report:  # layer 2 slides
+        one.model.generate(**inputs, max_new_tokens=1)
+    (note,) = report.notes
+    count = int(note.split()[0])
+    assert note.endswith("outside the window of layer 2, which ranks them; layer=5 is ranked by one that sees all")
+    assert 0 < count < report.num_visual
+    assert note in str(report)
+    with adaptprune.prune(one.model, "fastv", keep_ratio=0.3, layer=2) as report:  # layer 1 sees all
+        one.model.generate(**inputs, max_new_tokens=1)
+    assert report.notes == []
+    with adaptprune.prune(one.model, "random", keep_ratio=0.3, layer=3) as report:
+        one.model.generate(**inputs, max_new_tokens=1)
+    assert report.notes == []

@@ -78,7 +78,7 @@ def report_of(call: Call, before: PruneReport, backend: str, notes: list[str]) -
         selection_ms=1000 * call.selection_seconds,
         prompts=before.prompts + 1,
         tier=before.tier,
-        notes=[*_on_keys(call), *(notes if any(sample.num_visual for sample in samples) else ())],
+        notes=[*_on_keys(call), *_on_windows(call), *(notes if any(sample.num_visual for sample in samples) else ())],
     )
 
 
@@ -87,6 +87,18 @@ def _on_keys(call: Call) -> list[str]:
     layers = len(kv.layers_of(call.cache))
     holding = layers - len(call.keyless) - len(call.sources)
     return [f"only {holding} of {layers} layers hold keys"] if 0 < holding < layers else []
+
+
+def _on_windows(call: Call) -> list[str]:
+    """What is to be said of tokens that were ranked by a layer that did not see them."""
+    said = []
+    for stage, count in call.unseen.items():
+        whole = (layer for layer in range(stage, len(kv.layers_of(call.cache))) if layer not in call.keyless)
+        other = next((layer + 1 for layer in whole if call.window_at(layer) is None), None)
+        use = "" if other is None or other in call.sources else f"; layer={other} is ranked by one that sees all"
+        if count:
+            said.append(f"{count} visual tokens lay outside the window of layer {stage - 1}, which ranks them{use}")
+    return said
 
 
 def _unpruned(call: Call, index: int, held: int) -> int:

@@ -108,7 +108,7 @@ class Selector:
         if after:
             use = f"layer={after[0]}"
         else:
-            use = f"layer={keys[0]} with keys='previous', or fastv" if keys else "a method without cues (grid, random)"
+            use = f"layer={keys[0]} with keys='previous', or fastv there" if keys else "a method without cues (grid)"
         return AdaptPruneError(
             f"layer={layer} does not suit this model: {self.pruner.name} looks at layer {where}, which has no {lacks}. "
             f"Use {use}."
@@ -213,6 +213,8 @@ class Selector:
             columns = places(listed[row : row + 1], call.total)[0, positions + call.past].to(attention.device)
             # a sliding layer may not hold every token: what it does not hold it pays no attention to
             attention = attention[row][:, columns.clamp_min(0)].masked_fill(columns < 0, 0).to(states.device)
+            if call.window_at(stage - 1) is not None:
+                call.unseen[stage] = call.unseen.get(stage, 0) + int((attention.sum(dim=0) == 0).sum())
         keys = None
         if "previous_keys" in self.pruner.needs:
             keys = call.keys[stage - 1][row, place.to(call.keys[stage - 1].device)].to(states.device)

@@ -163,6 +163,8 @@ class Call:
         Layers that read the keys of another layer, and which.
     layers : int
         How many decoder layers were seen to run.
+    unseen : dict of int to int
+        Per stage, how many visual tokens were ranked by the attention of a layer whose window they lay outside of.
     wanted : int
         For how many of its last tokens the decoder is asked; 0: for all.
     tail : int or None
@@ -193,6 +195,7 @@ class Call:
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
+    unseen: dict[int, int] = field(default_factory=dict)
     keyless: frozenset[int] = frozenset()
     sources: Mapping[int, int] = field(default_factory=dict)
     layers: int = 0
