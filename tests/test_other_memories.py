@@ -274,7 +274,7 @@ def test_what_suits_is_what_is_tested():
 
 @torch.no_grad()
 def test_tokens_that_the_ranking_layer_does_not_see_are_said():
-    """A sliding layer pays no attention to what lies outside its window: the report says so, and which layer sees all."""
+    """A sliding layer pays no attention to what lies outside its window: the report says so, and what sees all."""
     one = specimen("gemma3")
     inputs = one.inputs(2)
     with adaptprune.prune(one.model, "fastv", keep_ratio=0.3, layer=3) as report:  # layer 2 slides
