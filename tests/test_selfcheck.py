@@ -27,7 +27,7 @@ from adaptprune.testing.shapes import shape
 from adaptprune.testing.zoo import SPECIMENS, specimen
 
 #: Untested types: plain, NoPE layers and windows, hybrid with sparse attention, streams, fused projections.
-UNTESTED = ("cosmos3_edge", "muse_glimmer", "qwen4_exp", "dots3_note", "fuyu")
+UNTESTED = ("glmga", "muse_glimmer", "qwen4_exp", "dots3_note", "fuyu")
 there = pytest.mark.skipif("dots3_note" not in image_text_types(), reason="newer types than this transformers has")
 
 
@@ -73,7 +73,7 @@ def test_layers(stages):
 
 @there
 def test_the_report_says_how_far_it_is_proven():
-    one = shape("cosmos3_edge")
+    one = shape("glmga")
     with torch.no_grad(), adaptprune.prune(one.model, "random", keep_ratio=0.3, layer=2) as report:
         one.model(**one.inputs)
     assert report.tier == "checked"
@@ -89,7 +89,7 @@ def test_the_report_says_how_far_it_is_proven():
 
 @there
 def test_it_is_made_once(monkeypatch):
-    model, made = model_of("cosmos3_edge"), []
+    model, made = model_of("glmga"), []
     monkeypatch.setattr(selfcheck, "run", lambda trial: made.append(trial.stages))
     for options in ({"layer": 2}, {"layer": 2, "keep_ratio": 0.1}, {"layer": 3}, {"layer": 3}):
         adaptprune.prune(model, "random", **options).remove()
@@ -109,7 +109,7 @@ def test_it_is_made_once(monkeypatch):
 @pytest.mark.parametrize("text", ["", "{", "7", '{"a": 1}', '[1, null, ["x"]]'])
 def test_a_spoilt_memory_is_no_memory(tmp_path, text):
     (tmp_path / "selfcheck.json").write_text(text)
-    adaptprune.prune(model_of("cosmos3_edge"), "random", layer=2).remove()
+    adaptprune.prune(model_of("glmga"), "random", layer=2).remove()
     (key,) = json.loads((tmp_path / "selfcheck.json").read_text())
     assert len(key) == 64
 
@@ -118,19 +118,19 @@ def test_a_spoilt_memory_is_no_memory(tmp_path, text):
 def test_without_a_place_to_write_it_works(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv(selfcheck.HOME, str(tmp_path / "file"))
-    adaptprune.prune(model_of("cosmos3_edge"), "random", layer=2).remove()
+    adaptprune.prune(model_of("glmga"), "random", layer=2).remove()
 
 
 @there
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
 def test_other_dtypes_pass(dtype):
-    model = copy.deepcopy(model_of("cosmos3_edge")).to(dtype)
+    model = copy.deepcopy(model_of("glmga")).to(dtype)
     assert run(model) < selfcheck.TOLERANCES[dtype]
 
 
 @there
 def test_a_model_in_training_is_checked_as_it_answers_and_left_in_training():
-    model = copy.deepcopy(model_of("cosmos3_edge")).train()
+    model = copy.deepcopy(model_of("glmga")).train()
     dropout = nn.Dropout(0.5).train()
     model.model.language_model.layers[3].mlp.register_forward_hook(lambda module, args, out: dropout(out))
     model.dropout = dropout
@@ -189,7 +189,7 @@ def counting(layer: nn.Module) -> None:
 @there
 @pytest.mark.parametrize("sabotage", [uncut, blind, leaking, counting], ids=lambda work: work.__name__)
 def test_a_model_that_works_otherwise_is_refused(sabotage):
-    model = copy.deepcopy(model_of("cosmos3_edge"))
+    model = copy.deepcopy(model_of("glmga"))
     sabotage(model.model.language_model.layers[4])
     with pytest.raises(AdaptPruneError, match="no tested type, and did not pass the check.*check=False"):
         adaptprune.prune(model, "random", layer=2)
@@ -250,7 +250,7 @@ def test_time():
     """At most a second on a tiny model, imports aside; wide enough for a busy machine."""
     import time
 
-    model = model_of("cosmos3_edge")
+    model = model_of("glmga")
     run(model)
     start = time.perf_counter()
     run(model)
