@@ -19,7 +19,7 @@ same_release = pytest.mark.skipif(
     KNOWN["transformers"] != installed(), reason=f"the list is of transformers {KNOWN['transformers']}"
 )
 #: One of every kind; `make sweep` tries all.
-SAMPLE = ("cosmos3_edge", "deepseek_ocr2", "dots3_note", "fuyu", "gemma4", "hy_v4_vl", "mistral_large4", "mllama",
+SAMPLE = ("cosmos3_omni", "deepseek_ocr2", "dots3_note", "fuyu", "gemma4", "hy_v4_vl", "mistral_large4", "mllama",
           "muse_glimmer", "nemotron_h_omni", "qwen3_5", "qwen4_exp")  # fmt: skip
 
 

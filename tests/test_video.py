@@ -22,9 +22,9 @@ FRAMES = 4
 #: Of these a patch spans two frames.
 PAIRS = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v", "glm46v", "glm_ocr")
 #: These have every frame apart in the prompt; in GLM's, frames carry the token of pictures.
-APART = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
+APART = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "cosmos3_edge")
 GLM = ("glm4v", "glm46v", "glm_ocr")
-SINGLE = ("video_llama_3", "kimi_k25")
+SINGLE = ("video_llama_3", "kimi_k25", "cosmos3_edge")
 #: Visual tokens of a video, with newlines and class tokens, and rows and columns of a frame's.
 LLAVA = {
     "llava_onevision": (4 * FRAMES + 1, (2, 2)),
@@ -96,7 +96,7 @@ def video_inputs(family: str, rows: int = 1) -> tuple[dict[str, torch.Tensor], t
         middle = prompt(one, family, shape[0] * shape[1])
     visual = torch.tensor([middle] * rows)
     ids = torch.cat([words[:, :3], visual, words[:, 3:]], dim=1)
-    if family in PAIRS:
+    if family in (*PAIRS, *APART):
         more["mm_token_type_ids"] = 2 * (ids == (IMAGE if family in GLM else VIDEO)).int()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **more}, shape
 

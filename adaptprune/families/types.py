@@ -90,6 +90,10 @@ TYPES = {
     "glm_ocr": Type("GLM-OCR: any resolution, M-RoPE"),
     "paddleocr_vl": Type("PaddleOCR-VL: any resolution, M-RoPE"),
     "ernie4_5_vl_moe": Type("ERNIE 4.5 VL: experts of their own for visual tokens"),
+    "cosmos3_edge": Type(
+        "Cosmos 3 Edge: any resolution, M-RoPE; its processor has to be told return_mm_token_type_ids=True",
+        since="5.24.0",
+    ),
     "exaone4_5": Type("EXAONE 4.5: any resolution, sliding-window layers"),
     "hyperclovax_vision_v2": Type("HyperCLOVA X SEED Vision: any resolution", since="5.19.0"),
     "video_llama_3": Type("VideoLLaMA 3: any resolution, merged by a factor of its own per picture"),
@@ -109,7 +113,6 @@ TYPES = {
 #: What the other types are that pass the check on a tiny model.
 CHECKED = {
     "apertus1p5": "Apertus 1.5",
-    "cosmos3_edge": "Cosmos 3 Edge",
     "cosmos3_omni": "Cosmos 3 Omni",
     "deepseek_ocr2": "DeepSeek-OCR 2",
     "deepseek_vl_hybrid": "DeepSeek-VL with two towers",

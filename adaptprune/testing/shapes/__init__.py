@@ -70,9 +70,9 @@ def shape(model_type: str, attention: str = "sdpa", *, binds: bool = True) -> Sh
     NotBuilt
         This transformers has no such type, or it is neither in these tables nor in the zoo.
     """
-    name = next((name for name in SPECIMENS if type_of(name) == model_type), None)
+    name = next(iter(specimens_of(model_type)), None)
     if name is not None:
-        return _of_zoo(name, attention)
+        return of_zoo(name, attention)
     if model_type not in ROWS:
         raise NotBuilt(f"{model_type}: neither a row of these tables nor a specimen of the zoo")
     if model_type not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES or model_type not in CONFIG_MAPPING:
@@ -101,7 +101,13 @@ def _built(kind: Any, config: Any, attention: str) -> Any:
     return finish(model)
 
 
-def _of_zoo(name: str, attention: str) -> Shape:
+def specimens_of(model_type: str) -> list[str]:
+    """The specimens of a type, by name: some have several."""
+    return [name for name in SPECIMENS if type_of(name) == model_type]
+
+
+def of_zoo(name: str, attention: str) -> Shape:
+    """A specimen, and one prompt of more than 40 tokens."""
     found = specimen(name, attention)
-    inputs = found.inputs(2, words=16)  # of more than 40 tokens
+    inputs = found.inputs(2, words=16)
     return Shape(type_of(name), found.model, inputs, found.image_token_id, 2, "specimen of the zoo")

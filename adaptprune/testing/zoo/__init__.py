@@ -26,7 +26,7 @@ FILES = {
     "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4", "gemma4_unified"),
     "mistral": ("mistral3",),
     "gated_delta": ("qwen3_5", "qwen3_5_moe", "minicpmv4_6", "minicpmv4_7"),
-    "grids": ("paddleocr_vl", "video_llama_3", "ernie4_5_vl_moe", "kimi_k25"),
+    "grids": ("paddleocr_vl", "video_llama_3", "cosmos3_edge", "ernie4_5_vl_moe", "kimi_k25"),
     "glm": ("glm46v", "glm4v_moe", "glm4v", "glm_ocr"),
     "windows": ("exaone4_5", "hyperclovax_vision_v2", "cohere_compass", "qwen2_5_omni_thinker"),
     "squares": ("vipllava", "fast_vlm", "deepseek_vl", "janus"),

@@ -58,6 +58,26 @@ def video_llama_3(attention: str) -> Specimen:
     return Specimen(build(hf.VideoLlama3ForConditionalGeneration, config, attention), processor, sizes=SIZES)
 
 
+def cosmos3_edge(attention: str) -> Specimen:
+    from transformers.models.cosmos3_edge.image_processing_pil_cosmos3_edge import Cosmos3EdgeImageProcessorPil
+
+    vision = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3, "num_attention_heads": 4}
+    config = hf.Cosmos3EdgeConfig(
+        text_config=text(hf.Cosmos3EdgeTextConfig, rope_parameters=MROPE).to_dict(),
+        vision_config={**vision, "patch_size": 7, "num_patches": 64, "initializer_range": 0.1},
+        projector_hidden_size=64,
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        **MARKS,
+    )
+    processor = hf.Cosmos3EdgeProcessor(
+        image_processor=Cosmos3EdgeImageProcessorPil(**grid()), tokenizer=tokenizer(), video_processor=no_video()
+    )
+    # positions cannot be made without them; its class, unlike Qwen's and GLM's, leaves them out unless asked
+    processor.return_mm_token_type_ids = True
+    return Specimen(build(hf.Cosmos3EdgeForConditionalGeneration, config, attention), processor, PLACEHOLDER, SIZES)
+
+
 def ernie4_5_vl_moe(attention: str) -> Specimen:
     from transformers.models.ernie4_5_vl_moe.image_processing_pil_ernie4_5_vl_moe import (
         Ernie4_5_VLMoeImageProcessorPil,
