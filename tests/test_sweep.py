@@ -73,7 +73,7 @@ def test_what_goes_wrong_is_an_outcome(monkeypatch):
         row = sweep.outcome("llava")
     assert row["tier"] == "fails"
     assert "differ from the oracle's" in row["detail"]
-    monkeypatch.setattr(sweep, "shape", lambda *args, **options: 1 / 0)
+    monkeypatch.setattr(sweep, "_all_of", lambda *args: 1 / 0)
     assert sweep.outcome("llava") == {"tier": "fails", "detail": "ZeroDivisionError: division by zero"}
 
 
