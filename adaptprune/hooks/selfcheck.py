@@ -44,9 +44,9 @@ from adaptprune.methods import make_pruner
 WORDS, PADDING, JUNK, HEAD = 11, (5, 3), 5, 4
 #: The longest window that prompts are made to exceed.
 WINDOW = 96
-#: How far logits may be apart, as a fraction of their spread (root mean square), by the dtype of the decoder. Of others
-#: it is LEAST, or thrice what padding changes in the stock model, but never more than MOST.
-TOLERANCES = {torch.float64: 1e-5, torch.float32: 1e-4}
+#: How far logits may be apart, as a fraction of their spread (root mean square), by the dtype of the decoder. Of another,
+#: and of a quantised one, it is LEAST, or thrice what padding changes in the stock model, but never more than MOST.
+TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-5, torch.float32: 1e-4}
 LEAST, NOISE, MOST = 3e-2, 3.0, 3e-1
 
 
@@ -81,8 +81,15 @@ class Trial:
     @cached_property
     def tolerance(self) -> float:
         """How far logits may be apart."""
-        dtype = next(self.found.decoder.parameters()).dtype
-        return TOLERANCES[dtype] if dtype in TOLERANCES else min(MOST, max(LEAST, NOISE * self.noise))
+        exact = TOLERANCES.get(self.dtype)
+        return exact if exact is not None else min(MOST, max(LEAST, NOISE * self.noise))
+
+    @cached_property
+    def dtype(self) -> torch.dtype | None:
+        """What the decoder computes in; None if it is quantised."""
+        if getattr(self.found.model, "is_quantized", False):
+            return None
+        return next(self.found.decoder.parameters()).dtype
 
     @cached_property
     def noise(self) -> float:
@@ -275,8 +282,8 @@ def _compare(trial: Trial, found: Tensor, expected: Tensor, what: str) -> float:
         raise Failed(f"logits of {what} have shape {tuple(found.shape)} in place of {tuple(expected.shape)}")
     apart = _apart(found, expected)
     if not apart <= trial.tolerance:
-        dtype = next(trial.found.decoder.parameters()).dtype
-        noise = "" if dtype in TOLERANCES else f"; padding alone changes {trial.noise:.1e}: check it once in float32"
+        exact = trial.dtype in TOLERANCES
+        noise = "" if exact else f"; padding alone changes {trial.noise:.1e}: check it once in float32"
         raise Failed(
             f"logits of {what} differ from the stock model's by {apart:.1e} of their spread (allowed: "
             f"{trial.tolerance:.0e}{noise})"

@@ -20,7 +20,15 @@ if TYPE_CHECKING:
 
 #: By file of this folder, its specimens, which are called by their model type.
 FILES = {
-    "llava": ("llava", "llava_pixtral", "llava_next", "llava_next_video", "llava_onevision", "video_llava"),
+    "llava": (
+        "llava",
+        "llava_pixtral",
+        "llava_qwen3",
+        "llava_next",
+        "llava_next_video",
+        "llava_onevision",
+        "video_llava",
+    ),
     "qwen": ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"),
     "tiles": ("internvl", "idefics3", "smolvlm"),
     "gemma": ("gemma3", "paligemma", "gemma3n", "gemma4", "gemma4_unified"),
@@ -51,7 +59,7 @@ def _build(file: str, name: str, attention: str) -> Specimen:
 
 
 #: The model types of specimens that are not called by theirs.
-MODEL_TYPES = {"llava_pixtral": "llava"}
+MODEL_TYPES = {"llava_pixtral": "llava", "llava_qwen3": "llava"}
 
 
 def model_type(name: str) -> str:

@@ -21,15 +21,20 @@ from adaptprune.testing.specimen import (
 )
 
 
-def llava(attention: str) -> Specimen:
+def llava(attention: str, decoder: Any = hf.LlamaConfig) -> Specimen:
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    config = hf.LlavaConfig(vision_config=clip(), text_config=text(hf.LlamaConfig), image_token_index=IMAGE)
+    config = hf.LlavaConfig(vision_config=clip(), text_config=text(decoder), image_token_index=IMAGE)
     processor = hf.LlavaProcessor(
         LlavaImageProcessorPil(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
     )  # fmt: skip
     return Specimen(build(hf.LlavaForConditionalGeneration, config, attention), processor)
+
+
+def llava_qwen3(attention: str) -> Specimen:
+    """A LLaVA with Qwen3's decoder, as the pocket model has it."""
+    return llava(attention, hf.Qwen3Config)
 
 
 def llava_pixtral(attention: str) -> Specimen:
