@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import adaptprune
-from adaptprune.testing.zoo import SPECIMENS, specimen
-from tests.families import all_of, equal, first_layer, generate, oracle
+from adaptprune.testing.zoo import SPECIMENS
+from tests.families import all_of, equal, first_layer, generate, oracle, specimen
 
 #: How many tokens the audio below takes.
 OMNI = {"qwen2_5_omni_thinker": 16, "qwen3_omni_moe_thinker": 8}

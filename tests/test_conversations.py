@@ -15,9 +15,9 @@ from adaptprune import AdaptPruneError, FastV, Random
 from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE, build, clip, text
-from adaptprune.testing.zoo import SPECIMENS, specimen
+from adaptprune.testing.zoo import SPECIMENS
 from adaptprune.viz import pictures_seen
-from tests.families import TOLERANCE, gone
+from tests.families import TOLERANCE, gone, specimen
 
 WORDS = torch.tensor([[70, 71, 72, 73]])
 

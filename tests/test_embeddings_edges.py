@@ -9,9 +9,9 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import hiding
-from adaptprune.testing.zoo import specimen
 from tests.asking import KEPT, close, far, generate, pruning, said, shared
 from tests.embedded import decoder, embed, features, merged
+from tests.families import specimen
 from tests.tiny import IMAGE, RUN, batch, dropped, prompt
 
 RULES = pytest.mark.parametrize("spec", ["fastv", "adaptprune", "random:layer=0", "grid:layer=3", "pool"])

@@ -13,7 +13,6 @@ from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams.parts import takes_ready
 from adaptprune.testing.oracle import decoder_layers
 from adaptprune.testing.specimen import IMAGE
-from adaptprune.testing.zoo import specimen
 from tests.asking import far
 from tests.families import (
     ANEW_LACKS,
@@ -35,6 +34,7 @@ from tests.families import (
     gone,
     oracle,
     pruned,
+    specimen,
     suiting,
 )
 from tests.tiny import batch, llava, prompt

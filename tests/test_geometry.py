@@ -12,9 +12,9 @@ from adaptprune import AdaptPruneError
 from adaptprune.families import Layout
 from adaptprune.families.generic import Generic
 from adaptprune.families.tiles import Adjacent, MarkedFirst, MarkedLast, Separated
+from adaptprune.hooks.seams.catalogue import image_text_types
 from adaptprune.testing.shapes import shape
-from adaptprune.testing.zoo import specimen
-from tests.families import all_of, first_layer
+from tests.families import all_of, first_layer, specimen
 
 
 def base(vision: dict | None = None, **config) -> Config:
@@ -184,6 +184,7 @@ def test_an_empty_layout_has_no_grids():
     assert (empty.positions.numel(), tuple(empty.coords.shape), empty.images.numel()) == (0, (0, 3), 0)
 
 
+@pytest.mark.skipif("dots3_note" not in image_text_types(), reason="this transformers has no dots 3 note")
 @pytest.mark.parametrize("model_type", ["dots3_note"])
 @torch.no_grad()
 def test_a_sequence_longer_than_a_sparse_budget_is_refused(model_type):

@@ -14,8 +14,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams import parts_of
-from adaptprune.testing.zoo import SPECIMENS, specimen
-from tests.families import BIDIRECTIONAL, FAMILY, TOLERANCE, WINDOWED, generate, pruned
+from adaptprune.testing.zoo import SPECIMENS
+from tests.families import BIDIRECTIONAL, FAMILY, TOLERANCE, WINDOWED, generate, pruned, specimen
 
 STAND_IN = "flash_stand_in"
 

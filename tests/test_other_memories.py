@@ -16,7 +16,6 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams import parts_of
 from adaptprune.testing.oracle import attends, decoder_layers
-from adaptprune.testing.zoo import specimen
 from tests.families import (
     HYBRID,
     SHARING,
@@ -28,6 +27,7 @@ from tests.families import (
     gone,
     oracle,
     pruned,
+    specimen,
     suiting,
 )
 

@@ -15,7 +15,8 @@ import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams import SEAMS, cache, calls, check, parts_of, versions
 from adaptprune.hooks.seams.parts import handed_ahead, shows_pictures, takes_ready
-from adaptprune.testing.zoo import SPECIMENS, specimen
+from adaptprune.testing.zoo import SPECIMENS
+from tests.families import specimen
 from tests.tiny import CASES, llava
 
 ROOT = Path(__file__).parent.parent

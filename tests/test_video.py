@@ -14,8 +14,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 import adaptprune
 from adaptprune.testing.specimen import IMAGE, VIDEO, VOCABULARY, resize
-from adaptprune.testing.zoo import specimen
-from tests.families import equal, first_layer, generate, gone, oracle, pruned
+from tests.families import equal, first_layer, generate, gone, oracle, pruned, specimen
 
 #: Grids over time.
 FRAMES = 4

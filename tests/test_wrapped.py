@@ -8,8 +8,8 @@ import torch
 import adaptprune
 from adaptprune.models.placement import outside_of_decoder
 from adaptprune.testing.oracle import hiding
-from adaptprune.testing.zoo import SPECIMENS, specimen
-from tests.families import TOLERANCE, first_layer, generate, gone
+from adaptprune.testing.zoo import SPECIMENS
+from tests.families import TOLERANCE, first_layer, generate, gone, specimen
 
 KINDS = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "gemma3"])
 

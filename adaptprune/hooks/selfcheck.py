@@ -45,7 +45,7 @@ WORDS, PADDING, JUNK, HEAD = 11, (5, 3), 5, 4
 #: The longest window that prompts are made to exceed.
 WINDOW = 96
 #: How far logits may be apart, as a fraction of their spread (root mean square), by the dtype of the decoder. Of
-#: another, and of a quantised one, it is LEAST, or thrice what padding changes in the stock model, but never more than MOST.
+#: another, and of a quantised one, it is LEAST, or thrice what padding changes in the stock model, but at most MOST.
 TOLERANCES: dict[torch.dtype | None, float] = {torch.float64: 1e-5, torch.float32: 1e-4}
 LEAST, NOISE, MOST = 3e-2, 3.0, 3e-1
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import Cache
 
 from adaptprune.errors import first_line
-from adaptprune.families import FAMILIES, family_of, missing
+from adaptprune.families import FAMILIES, family_of, missing, since
 from adaptprune.hooks import prune, seams
 from adaptprune.hooks.seams.layers import has_keys, mixes_streams
 from adaptprune.testing import zoo
@@ -96,7 +96,9 @@ def check(name: str) -> Outcome:
     if outcome.detail:
         outcome.status = MISSING
     elif name not in zoo.SPECIMENS:
-        outcome.status, outcome.detail = UNCHECKED, "no specimen: not checked"
+        release = since(outcome.model_type)
+        outcome.status = UNCHECKED
+        outcome.detail = f"tested with transformers {release} or newer" if release else "no specimen: not checked"
     else:
         for attention in ATTENTION:
             try:
