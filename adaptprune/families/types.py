@@ -76,7 +76,9 @@ TYPES = {
         "llava_next:Granite4",
         since="5.20.2",
     ),
-    "cohere2_vision": Type("Command A Vision: tiles and thumbnail, sliding-window layers", "tiles:Separated"),
+    "cohere2_vision": Type(
+        "Command A Vision: tiles and thumbnail, sliding-window layers", "tiles:Separated", since="5.19.0"
+    ),
     "aya_vision": Type("Aya Vision: tiles and thumbnail, sliding-window layers", "tiles:Separated"),
     "cohere_compass": Type("Cohere Compass: deepstack, sliding-window layers"),
     "ovis2": Type("Ovis2: thumbnail and tiles; indicator tokens stay", "tiles:Separated"),
