@@ -11,6 +11,7 @@ from transformers import DynamicCache, TextIteratorStreamer
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.hooks.seams.parts import takes_ready
+from adaptprune.hooks.seams.versions import reaches
 from adaptprune.testing.oracle import decoder_layers
 from adaptprune.testing.specimen import IMAGE
 from tests.asking import far
@@ -255,8 +256,14 @@ def test_why_some_sequences_are_not_compared(family):
 def test_assisted_decoding_gives_the_greedy_answer(family):
     one = specimen(family)
     inputs, draft = one.inputs(1), copy.deepcopy(one.model)
+    torch.manual_seed(0)
     for parameter in list(draft.parameters())[-8:]:
         parameter.data += 0.05 * torch.randn_like(parameter)  # right now and then
+    if not reaches("5.20.2") and family not in NO_DRAFTS:
+        try:
+            one.model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=draft)
+        except RuntimeError as error:  # of windows that were rolled back
+            pytest.skip(f"stock generate() of this release fails with a draft of this model: {error}")
     if family in NO_DRAFTS:  # nor unpruned
         with pytest.raises((ValueError, IndexError), match=NO_DRAFTS[family]):
             one.model.generate(**inputs, max_new_tokens=12, do_sample=False, assistant_model=draft)
