@@ -207,6 +207,12 @@ def stacked(*grids: Tensor) -> Tensor:
     return torch.cat(lines)
 
 
+def lined(rows: int, columns: int) -> Tensor:
+    """Cells of one grid each of whose rows ends with a token without a place, (rows * (columns + 1), 3), int64."""
+    grid = raster(1, rows, columns).view(rows, columns, 3)
+    return torch.cat([grid, placeless(rows)[:, None]], dim=1).view(-1, 3)
+
+
 def placeless(count: int) -> Tensor:
     """Cells of `count` tokens that have no place on a grid, (count, 3), int64."""
     return torch.full((count, 3), -1)

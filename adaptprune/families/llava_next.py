@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import argument, placeless, raster, stacked
+from adaptprune.families.base import argument, lined, raster, stacked
 from adaptprune.families.generic import Generic
 from adaptprune.hooks.seams.parts import packed, tile_counts
 
@@ -61,5 +61,4 @@ def _cells(newline: Tensor, side: int) -> Tensor:
     overview, rest = raster(1, side, side), newline[side * side :]
     rows = int(rest.sum())
     columns = len(rest) // rows - 1 if rows else 0
-    grid = raster(1, rows, columns).view(rows, columns, 3)
-    return stacked(overview, torch.cat([grid, placeless(rows)[:, None]], dim=1).view(-1, 3))
+    return stacked(overview, lined(rows, columns))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.families.base import argument, placeless, raster, stacked
+from adaptprune.families.base import argument, lined, placeless, raster, stacked
 from adaptprune.families.generic import Generic, counted
 
 
@@ -17,12 +17,8 @@ class HunYuan(Generic):
 
     def cells(self, base: Any, modality: str, inputs: Mapping[str, Any], features: Any) -> list[Tensor]:
         merge = base.config.vision_config.spatial_merge_size
-        return [_lines(int(h) // merge, int(w) // merge) for _, h, w in argument(inputs, f"{modality}_grid_thw")]
-
-
-def _lines(rows: int, columns: int) -> Tensor:
-    grid = raster(1, rows, columns).view(rows, columns, 3)
-    return torch.cat([placeless(1), torch.cat([grid, placeless(rows)[:, None]], dim=1).view(-1, 3), placeless(1)])
+        grids = (lined(int(h) // merge, int(w) // merge) for _, h, w in argument(inputs, f"{modality}_grid_thw"))
+        return [torch.cat([placeless(1), grid, placeless(1)]) for grid in grids]
 
 
 class Molmo2(Generic):

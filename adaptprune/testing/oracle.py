@@ -61,7 +61,7 @@ def hiding(
     ]
     apart = {number: each for number, each in enumerate(layers) if number >= layer and not attends(each)}
     for number, each in apart.items():
-        object.__setattr__(each, "forward", partial(_on_kept, each, each.forward, number, gone, padding, seen))
+        object.__setattr__(each, "forward", partial(_on_kept, each.forward, number, gone, padding, seen))
     try:
         yield
     finally:
@@ -121,7 +121,6 @@ def _hidden(
 
 
 def _on_kept(
-    layer: nn.Module,
     forward: Any,
     number: int,
     gone: list[list[int]],

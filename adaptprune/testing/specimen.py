@@ -182,6 +182,22 @@ def resize(size: int) -> dict[str, Any]:
     return {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
 
 
+def llava_prompts(pictures: Any, strategy: str = "default") -> Any:
+    """LLaVA's processor, for pictures of 28 pixels in patches of 7, behind a class token that "default" cuts off."""
+    return hf.LlavaProcessor(
+        pictures(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy=strategy,
+        num_additional_image_tokens=int(strategy == "default"),
+    )  # fmt: skip
+
+
+def wake_routers(model: Any) -> None:
+    """Random values for the corrections of expert routers, which are zero in a new model."""
+    with torch.no_grad():
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.normal_(std=0.2)
+
+
 @dataclass
 class PixtralPrompts:
     """In place of `PixtralProcessor`, which needs torchvision: a break after every row, an end after the last."""

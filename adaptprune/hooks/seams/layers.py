@@ -6,7 +6,7 @@ layers read the keys of an earlier one. What a layer is, is told by its parts.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -44,10 +44,13 @@ def attention_of(layer: nn.Module) -> nn.Module:
     return attention
 
 
-def without_keys(config: Any, layers: Sequence[nn.Module]) -> frozenset[int]:
-    """The layers of a decoder with this config that do not attend: they have a memory without keys, or none."""
+def without_keys(config: Any, layers: Sequence[nn.Module], sources: Mapping[int, int]) -> frozenset[int]:
+    """The layers of a decoder with this config that do not attend: they have a memory without keys, or none.
+
+    `sources` are those that read another layer's keys (`key_sources`).
+    """
     apart = {number for number, each in enumerate(kv.layers_of(kv.new_cache(config))) if kv.keyless(each)}
-    apart -= set(key_sources(layers))
+    apart -= set(sources)
     return frozenset(number for number, layer in enumerate(layers) if number in apart or finds_attention(layer) is None)
 
 
@@ -118,9 +121,11 @@ def normalised(layer: nn.Module, states: Tensor) -> Tensor:
     return out
 
 
-def find(config: Any, layers: Sequence[nn.Module]) -> str:
-    """Check that every layer whose cache holds keys has an attention that is known; says how many layers there are."""
-    apart, sources = without_keys(config, layers), key_sources(layers)
+def find(config: Any, layers: Sequence[nn.Module], apart: frozenset[int], sources: Mapping[int, int]) -> str:
+    """Check that every layer whose cache holds keys has an attention that is known; says how many layers there are.
+
+    `apart` are the layers that do not attend, `sources` those that read another's keys.
+    """
     for number, (layer, memory) in enumerate(zip(layers, kv.layers_of(kv.new_cache(config)), strict=False)):
         if not kv.known(memory):
             raise AdaptPruneError(

@@ -79,13 +79,14 @@ def parts_of(model: nn.Module) -> Parts:
     generating = [module for module in model.modules() if hasattr(module, "generate")]
     around = [module for module in generating if any(each is base for each in module.modules())]
     listed = list(decoder.layers)
+    sources = key_sources(listed)
     return Parts(
         around[-1] if around else model,
         base,
         decoder,
         listed,
-        without_keys(decoder.config, listed),
-        key_sources(listed),
+        without_keys(decoder.config, listed, sources),
+        sources,
     )
 
 

@@ -43,7 +43,7 @@ SEAMS = (
     Seam(
         "layers",
         "a layer attends if it has an attention with projections, and then its cache holds keys; or it reads another's",
-        lambda found, watched: layers.find(found.decoder.config, found.layers),
+        lambda found, watched: layers.find(found.decoder.config, found.layers, found.keyless, found.sources),
     ),
     Seam(
         "calls",

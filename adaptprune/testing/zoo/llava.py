@@ -14,6 +14,7 @@ from adaptprune.testing.specimen import (
     Specimen,
     build,
     clip,
+    llava_prompts,
     no_video,
     resize,
     text,
@@ -25,11 +26,8 @@ def llava(attention: str, decoder: Any = hf.LlamaConfig) -> Specimen:
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
     config = hf.LlavaConfig(vision_config=clip(), text_config=text(decoder), image_token_index=IMAGE)
-    processor = hf.LlavaProcessor(
-        LlavaImageProcessorPil(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )  # fmt: skip
-    return Specimen(build(hf.LlavaForConditionalGeneration, config, attention), processor)
+    model = build(hf.LlavaForConditionalGeneration, config, attention)
+    return Specimen(model, llava_prompts(LlavaImageProcessorPil))
 
 
 def llava_qwen3(attention: str) -> Specimen:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from adaptprune.testing.specimen import IMAGE, VIDEO, Specimen, build, no_video, reserved, text, tokenizer
+from adaptprune.testing.specimen import IMAGE, VIDEO, Specimen, build, no_video, reserved, text, tokenizer, wake_routers
 from adaptprune.testing.zoo.without_torchvision import image_processor
 
 LAYERS = ["linear_attention", "full_attention", "moe", "mlp", "full_attention", "linear_attention"]
@@ -24,9 +24,7 @@ def _waken(model: Any) -> Any:
             elif name.endswith("mixer.out_proj.weight"):
                 parameter.normal_(std=0.2)
         model.multi_modal_projector.linear_2.weight /= 10  # or a picture would drown what the layers add to it
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.normal_(std=0.2)
+    wake_routers(model)
     return model
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import transformers as hf
 
-from adaptprune.testing.specimen import IMAGE, Specimen, build, clip, resize, text, tokenizer
+from adaptprune.testing.specimen import IMAGE, Specimen, build, clip, llava_prompts, text, tokenizer
 from adaptprune.testing.towers import stand_in
 
 
@@ -15,11 +15,8 @@ def vipllava(attention: str) -> Specimen:
         vision_config=clip(), text_config=text(hf.LlamaConfig), image_token_index=IMAGE,
         vision_feature_layer=[-2, -3, 1], image_seq_length=16, initializer_range=0.2,
     )  # fmt: skip
-    processor = hf.LlavaProcessor(
-        CLIPImageProcessorPil(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-    )  # fmt: skip
-    return Specimen(build(hf.VipLlavaForConditionalGeneration, config, attention), processor)
+    model = build(hf.VipLlavaForConditionalGeneration, config, attention)
+    return Specimen(model, llava_prompts(CLIPImageProcessorPil))
 
 
 def fast_vlm(attention: str) -> Specimen:
@@ -30,11 +27,8 @@ def fast_vlm(attention: str) -> Specimen:
         vision_config=stand_in(hf.TimmWrapperConfig, "image", patch=7, hidden_size=32),
         text_config=text(hf.Qwen2Config), image_token_index=IMAGE, image_seq_length=16, initializer_range=0.2,
     )  # fmt: skip
-    processor = hf.LlavaProcessor(
-        CLIPImageProcessorPil(**resize(28)), tokenizer(), patch_size=7, vision_feature_select_strategy="full",
-        num_additional_image_tokens=0,
-    )  # fmt: skip
-    return Specimen(build(hf.FastVlmForConditionalGeneration, config, attention), processor)
+    model = build(hf.FastVlmForConditionalGeneration, config, attention)
+    return Specimen(model, llava_prompts(CLIPImageProcessorPil, "full"))
 
 
 def deepseek_vl(attention: str) -> Specimen:

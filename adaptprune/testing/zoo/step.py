@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import transformers as hf
 
-from adaptprune.testing.specimen import Specimen, build, reserved, text, tokenizer
+from adaptprune.testing.specimen import Specimen, build, reserved, text, tokenizer, wake_routers
 from adaptprune.testing.zoo.without_torchvision import image_processor
 
 MARKS = ("<im_patch>", "<im_start>", "<im_end>", "<patch_start>", "<patch_end>", "<patch_newline>")
@@ -22,9 +22,7 @@ def _waken(model: Any) -> Any:
             elif "vision_model" in name and name.endswith("weight") and parameter.ndim > 1:
                 parameter.normal_(std=0.2)
         model.model.multi_modal_projector.weight.normal_(std=0.003)  # the tower's outputs are large
-        for name, buffer in model.named_buffers():
-            if name.endswith("e_score_correction_bias"):
-                buffer.normal_(std=0.2)
+    wake_routers(model)
     return model
 
 
