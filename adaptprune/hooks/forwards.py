@@ -192,7 +192,7 @@ class Forwards:
             setattr(call.cache, STATE, call.state)
         if call.rows and call.cache is not None:
             if self._evict_below:
-                evict(call, len(self._parts.layers))
+                evict(call)
             for index in range(len(self._parts.layers)):
                 if call.view_at(index) is not None:
                     kv.shorten(call.cache, index, call.total)

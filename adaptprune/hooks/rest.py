@@ -10,14 +10,14 @@ from adaptprune.hooks.state import BELOW, Call, places
 from adaptprune.report import PruneReport, SampleReport
 
 
-def evict(call: Call, num_layers: int) -> None:
+def evict(call: Call) -> None:
     """Let every layer hold what the last stage kept: the keys of pruned tokens leave the layers before it."""
     state = call.state
     final = state.views[max(state.views)]
-    for index in range(num_layers):
-        if index >= len(kv.layers_of(call.cache)) or kv.keyless(call.cache.layers[index]):
+    for index, layer in enumerate(kv.layers_of(call.cache)):
+        if kv.keyless(layer):
             continue
-        layer, width = call.cache.layers[index], kv.window(call.cache, index)
+        width = kv.width(layer)
         keys, values = kv.filled(layer)
         held = state.columns(call.stage_at(index), call.total, call.batch, call.device)[:, -kv.held(layer) :]
         place = places(held, call.total).gather(1, final.index.clamp_min(0)).clamp_min(0).to(keys.device)
