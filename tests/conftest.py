@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers is imported: a missing model then fails at once
@@ -21,6 +22,8 @@ from tests.tiny import IMAGE, SIDE, VOCABULARY, llava
 settings.register_profile("unhurried", settings(), deadline=None)  # how long an example takes says how busy we are
 settings.load_profile("unhurried")
 torch.set_num_threads(1)  # tiny tensors: threads only get in each other's way
+# a shell lets what it starts in the background ignore Ctrl-C, and so would the processes that tests interrupt
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 WORDS = ["<pad>", "</s>", "<unk>", *["user", "assistant", ":", "?", "what", "is", "this", "a", "b", "c", "d", "e", "f"]]
 
