@@ -35,9 +35,9 @@ from PIL import Image
 
 import adaptprune
 from adaptprune.bench import SIDE, mlp_width, parse_size
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.serve.app import create_app
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.server import Server
 
 VARIANTS = {"unpruned": {"method": "none"}, "adaptprune 0.1": {"method": "adaptprune", "keep_ratio": 0.1}}

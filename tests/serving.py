@@ -15,10 +15,10 @@ import openai
 from PIL import Image
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings, create_app
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.server import Server
 
 

@@ -9,16 +9,16 @@ import pytest
 from PIL import Image
 
 import adaptprune
-from adaptprune.chat.backend import Said, ServerBackend, Settings
-from adaptprune.chat.local import LocalBackend
 from adaptprune.chat.session import Quit, Session
 from adaptprune.chat.terminal import completer
-from adaptprune.client import Client, ClientError
+from adaptprune.engines.backend import Said, ServerBackend, Settings
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.client import Client, ClientError
+from adaptprune.engines.local import LocalBackend
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings as ServerSettings
-from adaptprune.serve.engine import Engine
 from adaptprune.serve.guard import Keys
 from tests.commands import run_here
 from tests.serving import live

@@ -20,7 +20,7 @@ from typer.main import get_command
 
 import adaptprune
 from adaptprune.cli.app import add_commands, app
-from adaptprune.client import Client, Request, data_url, message
+from adaptprune.engines.client import Client, Request, data_url, message
 from adaptprune.images import open_image
 from adaptprune.models.placement import packs_four_bits
 from tests.commands import run_here

@@ -14,10 +14,10 @@ import pytest
 from PIL import Image
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings
-from adaptprune.serve.engine import Engine
 from adaptprune.serve.guard import GuardLimits, Keys
 from tests.serving import data_url, live, tiny, user
 

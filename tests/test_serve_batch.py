@@ -12,14 +12,15 @@ import torch
 from transformers import DynamicCache
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Delta, Done, Failed, Row, Sampling
+from adaptprune.engines.batch.limits import EngineLimits
+from adaptprune.engines.batch.slots import Slots
+from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.errors import ServeError
-from adaptprune.serve.jobs import Delta, Done, Failed, Row, Sampling
-from adaptprune.serve.limits import EngineLimits
-from adaptprune.serve.prompts import Turn
-from adaptprune.serve.slots import Slots
+from adaptprune.prompts import Turn
+from adaptprune.serve.errors import status_of
 from tests.serving import picture
 from tests.tiny import LAYERS, llava
 
@@ -220,9 +221,9 @@ def test_stop_strings_and_lengths(parts, engine):
 def test_the_queue_is_bounded(parts):
     engine = Engine("tiny", *parts, EngineLimits(max_batch=2, max_queue=3))
     jobs = [engine.open(Sampling(), None, lambda event: None) for _ in range(5)]
-    with pytest.raises(ServeError) as full:
+    with pytest.raises(EngineError) as full:
         engine.open(Sampling(), None, lambda event: None)
-    assert (full.value.status, full.value.code) == (429, "queue_full")
+    assert (status_of(full.value), full.value.code) == (429, "queue_full")
     assert full.value.retry_after >= 1
     engine.cancel(jobs[0])
     engine.cancel(jobs[0])
@@ -315,7 +316,7 @@ def test_what_the_engine_refuses(parts, engine):
         engine.check(make_pruner("fastv:layer=5"))
     for message, (turns, sampling, pruner) in cases.items():
         _, event = ask(engine, turns, sampling, pruner=pruner)
-        assert event.error.status == 400
+        assert status_of(event.error) == 400
         assert message in event.error.message
 
 

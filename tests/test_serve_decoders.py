@@ -18,14 +18,14 @@ from transformers import (
 )
 
 import adaptprune
+from adaptprune.engines.batch.batch import Batch
+from adaptprune.engines.batch.jobs import Job, Sampling
+from adaptprune.engines.batch.slots import Slots
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import FAMILIES, Family, Layout
 from adaptprune.families.base import raster
 from adaptprune.methods import make_pruner
-from adaptprune.serve.batch import Batch
-from adaptprune.serve.jobs import Job, Sampling
-from adaptprune.serve.prompts import Prompter, Turn
-from adaptprune.serve.slots import Slots
+from adaptprune.prompts import Prompter, Turn
 from adaptprune.testing.zoo import SPECIMENS
 from tests.families import FAMILY, HYBRID, SHARING, suiting
 from tests.tiny import batch, prompt

@@ -11,8 +11,8 @@ import pytest
 
 import adaptprune
 from adaptprune.cli import gateway, serve
+from adaptprune.engines.batch.engine import Engine
 from adaptprune.images import open_image
-from adaptprune.serve.engine import Engine
 from tests.serving import live
 
 TEXT = (Path(__file__).parents[1] / "docs" / "serving.md").read_text()
@@ -31,9 +31,10 @@ def test_every_option_that_is_described_exists():
 
 
 def test_every_error_code_is_described():
-    folder = Path(adaptprune.__file__).parent / "serve"
-    source = "".join(path.read_text() for path in folder.glob("*.py"))
-    codes = set(re.findall(r'ServeError\(\s*\d+,\s*"(\w+)"', source))
+    package = Path(adaptprune.__file__).parent
+    folders = (package / "serve", package / "engines", package / "engines" / "batch", package / "prompts")
+    source = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    codes = set(re.findall(r'(?:ServeError\(\s*\d+,|EngineError\()\s*"(\w+)"', source))
     codes |= set(re.findall(r'"(\w+_exceeded|bad_\w+|in?valid_\w+|unknown_\w+|unsupported_\w+|missing_\w+)"', source))
     codes = {code for code in codes if not code.endswith(("_error", "_request"))}
     assert len(codes) > 15

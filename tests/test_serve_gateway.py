@@ -17,8 +17,8 @@ import openai
 import pytest
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
 from adaptprune.errors import AdaptPruneError
-from adaptprune.serve.engine import Engine
 from tests.serving import data_url, live, picture, user
 
 LONG = {"ignore_eos": True, "pruning": {"method": "random", "keep_ratio": 0.25}}

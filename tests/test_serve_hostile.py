@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.methods import make_pruner
 from adaptprune.serve import server as serving
 from adaptprune.serve.app import Settings
-from adaptprune.serve.engine import Engine
 from adaptprune.serve.guard import GuardLimits
-from adaptprune.serve.limits import EngineLimits
 from adaptprune.serve.pictures import ImageLimits
 from tests.serving import data_url, live, picture, user
 

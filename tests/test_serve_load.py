@@ -11,10 +11,10 @@ import openai
 import psutil
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.limits import EngineLimits
 from tests.serving import data_url, live, picture, user
 
 QUESTIONS = ["What colour is the triangle?", "Is there a cyan circle?", "What shape is the pink object?"]

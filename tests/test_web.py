@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptprune
-from adaptprune.client import Client, ClientError, Cost, ServedModel
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.client import Client, ClientError, Cost, ServedModel
 from adaptprune.errors import AdaptPruneError
-from adaptprune.serve.engine import Engine
 from adaptprune.web import views
 from adaptprune.web.launch import serving
 from adaptprune.web.log import FILE, ConversationLog

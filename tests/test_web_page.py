@@ -12,9 +12,9 @@ import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 import adaptprune
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.methods import make_pruner
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.limits import EngineLimits
 from adaptprune.web.launch import page, serving
 from adaptprune.web.log import FILE
 

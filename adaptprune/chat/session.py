@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adaptprune.chat.backend import Backend, Reply, Said, Settings
+from adaptprune.engines.backend import Backend, Reply, Said, Settings
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
 from adaptprune.registry import did_you_mean

@@ -11,8 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adaptprune.chat.backend import Reply
 from adaptprune.chat.session import Quit, Session
+from adaptprune.engines.backend import Reply
 from adaptprune.errors import AdaptPruneError
 
 PROMPT = "> "

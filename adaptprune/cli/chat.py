@@ -29,9 +29,9 @@ def command(
     as_json: bool = typer.Option(False, "--json", help="One JSON object per answer and line."),
 ) -> None:
     """Talk about images in the terminal, with a model here or on a server; /help lists its commands."""
-    from adaptprune.chat.backend import Settings
     from adaptprune.chat.session import Session
     from adaptprune.chat.terminal import Terminal
+    from adaptprune.engines.backend import Settings
     from adaptprune.images import open_image
 
     if server is None and method is None:
@@ -60,13 +60,13 @@ command.__name__ = "chat"
 
 def _backend(server: str | None, key: str | None, loading: dict[str, Any], as_json: bool) -> Any:
     if server is None:
-        from adaptprune.chat.local import LocalBackend
+        from adaptprune.engines.local import LocalBackend
         from adaptprune.models import load
 
         progress_bars(not as_json)
         return LocalBackend(*load(**loading))
-    from adaptprune.chat.backend import ServerBackend
-    from adaptprune.client import Client
+    from adaptprune.engines.backend import ServerBackend
+    from adaptprune.engines.client import Client
 
     model = loading.pop("name_or_path")
     for name, (argument, _, _) in OPTIONS.items():

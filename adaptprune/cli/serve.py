@@ -51,8 +51,8 @@ def command(
 ) -> None:
     """Serve models over the OpenAI chat API."""
     needs_extra("serve", "fastapi", "uvicorn", "httpx", "prometheus_client")
+    from adaptprune.engines.batch.limits import EngineLimits
     from adaptprune.serve.guard import GuardLimits, Keys
-    from adaptprune.serve.limits import EngineLimits
     from adaptprune.serve.pictures import ImageLimits, check_hosts
     from adaptprune.serve.server import LOG_LEVELS, Server, check_access, check_choice, check_numbers
 
@@ -137,9 +137,9 @@ def make_engines(
     sources: dict[str, str], method: str, limits: Any, threads: int | None, **options: Any
 ) -> dict[str, Any]:
     """Load every model. `options` are those of `adaptprune.load`."""
+    from adaptprune.engines.batch.engine import Engine
     from adaptprune.methods import make_pruner
     from adaptprune.models import load
-    from adaptprune.serve.engine import Engine
 
     pruner = None if method == "none" else make_pruner(method)
     progress_bars()

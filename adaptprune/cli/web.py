@@ -33,8 +33,8 @@ def command(
 ) -> None:
     """Show a web page: chat, compare, and the pictures of what was kept."""
     needs_extra("web", "gradio", "openai", "fastapi", "uvicorn")
-    from adaptprune.client import Client
-    from adaptprune.serve.limits import EngineLimits
+    from adaptprune.engines.batch.limits import EngineLimits
+    from adaptprune.engines.client import Client
     from adaptprune.serve.server import check_numbers
     from adaptprune.web.launch import page, serving, wait
 

@@ -9,7 +9,7 @@ import secrets
 import time
 from typing import Any
 
-from adaptprune.serve.jobs import Delta, Done, Usage
+from adaptprune.engines.batch.jobs import Delta, Done, Usage
 
 
 class Writer:

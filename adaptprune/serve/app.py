@@ -15,18 +15,19 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from adaptprune._version import __version__
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job
+from adaptprune.engines.errors import EngineError, from_exception
 from adaptprune.methods import list_methods
+from adaptprune.prompts import WORKERS
 from adaptprune.registry import did_you_mean
 from adaptprune.serve import asks, pictures
 from adaptprune.serve.answers import END, Writer, sse
 from adaptprune.serve.describe import describe
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.errors import ServeError, from_exception
+from adaptprune.serve.errors import ServeError, error_object, status_of
 from adaptprune.serve.guard import Guard, GuardLimits, Keys
-from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job
 from adaptprune.serve.metrics import Metrics
 from adaptprune.serve.pictures import ImageLimits
-from adaptprune.serve.prompts import WORKERS
 from adaptprune.serve.schemas import ChatRequest, parse
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class Service:
         except _Gone:
             self.metrics.refused(engine.name, "client_left")
             return Response(status_code=499)  # nobody is there to read it
-        except ServeError as error:
+        except EngineError as error:
             self.metrics.refused(engine.name, error.code)
             raise
 
@@ -151,7 +152,7 @@ class Service:
             event = await events.get()
         if isinstance(event, Failed):
             self.metrics.refused(engine.name, event.error.code)
-            yield sse(event.error.to_dict())  # no [DONE]: the answer is not complete
+            yield sse(error_object(event.error))  # no [DONE]: the answer is not complete
             return
         self.metrics.answered(engine.name, event.usage)
         if usage:
@@ -274,13 +275,13 @@ def _model(service: Service, name: str) -> dict[str, Any]:
 
 
 def _add_errors(app: FastAPI) -> None:
-    def show(error: ServeError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    def show(error: EngineError, headers: Mapping[str, str] | None = None) -> JSONResponse:
         more = dict(headers or {})
         if error.retry_after is not None:
             more["Retry-After"] = str(error.retry_after)
-        if error.status in (408, 413):
+        if status_of(error) in (408, 413):
             more["Connection"] = "close"
-        return JSONResponse(error.to_dict(), error.status, more)
+        return JSONResponse(error_object(error), status_of(error), more)
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
         return show(from_exception(error))
@@ -291,5 +292,5 @@ def _add_errors(app: FastAPI) -> None:
         message = f"{request.method} {request.url.path[:200]}: {error.detail}."
         return show(ServeError(error.status_code, code, message), error.headers)
 
-    app.exception_handler(ServeError)(ours)
+    app.exception_handler(EngineError)(ours)
     app.exception_handler(StarletteHTTPException)(theirs)

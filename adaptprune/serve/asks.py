@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 from PIL import Image
 
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
+from adaptprune.prompts import Turn
 from adaptprune.pruner import Pruner
-from adaptprune.serve.engine import Engine
 from adaptprune.serve.errors import bad_request
-from adaptprune.serve.jobs import Sampling
 from adaptprune.serve.pictures import ImageLimits
-from adaptprune.serve.prompts import Turn
 from adaptprune.serve.schemas import ChatRequest, ImagePart, Message, TextPart
 
 #: Options of a method that are the server's to choose: a slow backend would hold up everybody.

@@ -1,44 +1,36 @@
-"""What goes wrong, said once: a status, a code for programs and a message for people. No web framework here.
-
-Codes are stable names; messages name the value, what is allowed and what to do.
-"""
+"""Errors as the OpenAI API has them: an engine's, and those of HTTP itself. No web framework here."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.engines.errors import EngineError
+
+#: HTTP status by the code of an engine's error; 400 for all others.
+STATUSES = {
+    "queue_full": 429,
+    "internal_error": 500,
+    "not_a_number": 500,
+    "out_of_memory": 503,
+    "shutting_down": 503,
+    "deadline_exceeded": 504,
+}
 
 
-class ServeError(Exception):
-    """A request that is not answered, and why.
+class ServeError(EngineError):
+    """A request that is not answered for a reason of HTTP's own.
 
     Parameters
     ----------
     status : int
         HTTP status.
-    code : str
-        A stable name for programs ("context_length_exceeded").
-    message : str
-        One or two sentences for people.
-    param : str, optional
-        The part of the request that is at fault.
-    retry_after : int, optional
-        Seconds after which it may work.
     """
 
     def __init__(
         self, status: int, code: str, message: str, *, param: str | None = None, retry_after: int | None = None
     ) -> None:
-        super().__init__(message)
-        self.status, self.code, self.message = status, code, message
-        self.param, self.retry_after = param, retry_after
-
-    def to_dict(self) -> dict[str, Any]:
-        """The error object of the OpenAI API."""
-        kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
-        kind = kinds.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        super().__init__(code, message, param=param, retry_after=retry_after)
+        self.status = status
 
 
 def bad_request(message: str, param: str | None = None, code: str = "invalid_value") -> ServeError:
@@ -46,32 +38,14 @@ def bad_request(message: str, param: str | None = None, code: str = "invalid_val
     return ServeError(400, code, message, param=param)
 
 
-def from_exception(error: BaseException) -> ServeError:
-    """What to tell a client about an exception of the engine; never its traceback."""
-    if isinstance(error, ServeError):
-        return error
-    if isinstance(error, AdaptPruneError):
-        return bad_request(str(error), "pruning", "bad_pruning_options")
-    if out_of_memory(error):
-        return ServeError(
-            503,
-            "out_of_memory",
-            "the model ran out of memory on this request: use fewer or smaller images, a smaller max_tokens, or a "
-            "smaller keep_ratio, or try again when fewer requests are running.",
-            retry_after=5,
-        )
-    return ServeError(
-        500,
-        "internal_error",
-        f"the engine failed with {type(error).__name__}: the server's log has the details.",
-    )
+def status_of(error: EngineError) -> int:
+    """The HTTP status of an error."""
+    return error.status if isinstance(error, ServeError) else STATUSES.get(error.code, 400)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, on whichever device."""
-    import torch
-
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # torch's CPU allocator raises a plain RuntimeError
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+def error_object(error: EngineError) -> dict[str, Any]:
+    """The error object of the OpenAI API."""
+    status = status_of(error)
+    kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}

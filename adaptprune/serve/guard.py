@@ -14,7 +14,8 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from adaptprune.serve.errors import ServeError, from_exception
+from adaptprune.engines.errors import EngineError, from_exception
+from adaptprune.serve.errors import ServeError, error_object, status_of
 
 log = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
@@ -102,7 +103,7 @@ class Guard:
         except ConnectionError as error:
             log.info("%s", error)
         except Exception as error:
-            if not isinstance(error, ServeError):
+            if not isinstance(error, EngineError):
                 log.exception("a request failed")
             if not started:
                 await answer(send, from_exception(error))
@@ -173,18 +174,18 @@ def _hostname(host: str) -> str:
     return name.partition(":")[0]
 
 
-async def answer(send: Any, error: ServeError) -> None:
+async def answer(send: Any, error: EngineError) -> None:
     """Send an error object."""
-    body = json.dumps(error.to_dict()).encode()
+    body = json.dumps(error_object(error)).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *_extra(error)]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status_of(error), "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-def _extra(error: ServeError) -> list[tuple[bytes, bytes]]:
+def _extra(error: EngineError) -> list[tuple[bytes, bytes]]:
     found = [(b"retry-after", str(error.retry_after).encode())] if error.retry_after is not None else []
-    if error.status in (408, 413):
+    if status_of(error) in (408, 413):
         found.append((b"connection", b"close"))  # the rest of the body is not read
-    if error.status == 401:
+    if status_of(error) == 401:
         found.append((b"www-authenticate", b"Bearer"))
     return found

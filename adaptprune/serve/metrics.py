@@ -8,8 +8,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from adaptprune.serve.engine import Engine
-from adaptprune.serve.jobs import Usage
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Usage
 
 SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from adaptprune.client import Client
+from adaptprune.engines.client import Client
 from adaptprune.errors import AdaptPruneError
 from adaptprune.web.log import ConversationLog
 from adaptprune.web.talk import Desk

@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adaptprune.chat.backend import pruning_of
-from adaptprune.client import Client, Cost, Request, ServedModel, data_url, message
+from adaptprune.engines.backend import pruning_of
+from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import MAX_PIXELS, decode_image
 from adaptprune.methods import list_methods

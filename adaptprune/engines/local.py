@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList
 
-from adaptprune.chat.backend import Reply, Said, Settings
+from adaptprune.engines.backend import Reply, Said, Settings
 from adaptprune.engines.transformers import Stream, sampling_options
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
@@ -23,9 +23,8 @@ from adaptprune.hooks import PruneHandle, prune
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import calls, parts, processors
 from adaptprune.methods import make_pruner
+from adaptprune.prompts import Prompter, Turn
 from adaptprune.pruner import Pruner
-from adaptprune.serve.errors import ServeError
-from adaptprune.serve.prompts import Prompter, Turn
 from adaptprune.viz import overlay, pictures_seen
 
 
@@ -155,10 +154,7 @@ class LocalBackend:
     # -- the conversation and the cache -------------------------------------------------------------------------------
 
     def _inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
-        try:
-            inputs = self._prompter.inputs(turns)
-        except ServeError as error:
-            raise AdaptPruneError(error.message) from None
+        inputs = self._prompter.inputs(turns)
         return {
             name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
             for name, value in inputs.items()

@@ -19,14 +19,14 @@ from typing import Any
 
 import torch
 
+from adaptprune.engines.batch.batch import Batch, Counters, Written
+from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
+from adaptprune.engines.batch.limits import EngineLimits
+from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
+from adaptprune.prompts import Prompter, PromptError, Turn
 from adaptprune.pruner import Pruner
-from adaptprune.serve.batch import Batch, Counters, Written
-from adaptprune.serve.errors import ServeError, bad_request, from_exception, out_of_memory
-from adaptprune.serve.jobs import Delta, Done, Event, Failed, Job, Sampling
-from adaptprune.serve.limits import EngineLimits
-from adaptprune.serve.prompts import Prompter, Turn
 
 log = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Engine:
 
         Raises
         ------
-        ServeError
+        EngineError
             429 if the queue is full, 503 while shutting down, 400 for what this engine cannot do.
         """
         self.limits.check(sampling)
@@ -133,8 +133,7 @@ class Engine:
                 raise _shutting_down()
             if len(self._open) >= self.limits.max_batch + self.limits.max_queue:
                 wait = self._pace * (1 + len(self._open) / self.limits.max_batch)
-                raise ServeError(
-                    429,
+                raise EngineError(
                     "queue_full",
                     f"{len(self._open)} requests are running or waiting, which is all that this server takes: try "
                     "again later.",
@@ -158,10 +157,13 @@ class Engine:
 
         Raises
         ------
-        ServeError
+        EngineError
             400 if the conversation does not fit the model.
         """
-        job.inputs = self.prompter.inputs(turns)
+        try:
+            job.inputs = self.prompter.inputs(turns)
+        except PromptError as error:
+            raise refused(str(error), "messages", error.code) from error
         job.images = [image for turn in turns for image in turn.images] if job.want_overlay else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
@@ -178,7 +180,7 @@ class Engine:
     def _check_window(self, total: int, pruner: Pruner | None) -> None:
         windows = self._batch.windows
         if pruner is not None and windows and total > min(windows):
-            raise bad_request(
+            raise refused(
                 f"prompt and answer may have {total} tokens, more than the decoder's sliding window of {min(windows)}, "
                 'beyond which pruning is not supported: use a smaller max_tokens, or "pruning": {"method": "none"}.',
                 "max_tokens",
@@ -207,7 +209,7 @@ class Engine:
         pruner = options.pop("pruner", self.pruner)
         try:
             job = self.open(sampling or Sampling(), pruner, events.put, **options)
-        except ServeError as error:
+        except EngineError as error:
             yield Failed(error)
             return
         try:
@@ -217,7 +219,7 @@ class Engine:
                 yield event
                 if not isinstance(event, Delta):
                     return
-        except ServeError as error:
+        except EngineError as error:
             yield Failed(error)
         finally:
             self.cancel(job)
@@ -320,7 +322,7 @@ class Engine:
         for job, delta in written:
             usage = job.usage
             if isinstance(delta, Exception):
-                if not isinstance(delta, ServeError):
+                if not isinstance(delta, EngineError):
                     log.error("choosing a token failed", exc_info=delta)
                 self._fail(job, from_exception(delta))
                 continue
@@ -340,7 +342,7 @@ class Engine:
         self._close(job)
         self._tell(job, Done(job.usage, job.picture))
 
-    def _fail(self, job: Job, error: ServeError) -> None:
+    def _fail(self, job: Job, error: EngineError) -> None:
         if not job.closed:
             self._close(job)
             self._tell(job, Failed(error))
@@ -352,7 +354,7 @@ class Engine:
             log.warning("an answer had no listener any more")
             job.cancelled = True
 
-    def _fail_rows(self, error: ServeError) -> None:
+    def _fail_rows(self, error: EngineError) -> None:
         for row in self._batch.rows:
             self._fail(row.job, error)
         self._batch.clear()
@@ -364,9 +366,9 @@ class Engine:
             self._open.discard(job)
 
 
-def _shutting_down() -> ServeError:
-    return ServeError(503, "shutting_down", "the server is shutting down: send the request to another one.")
+def _shutting_down() -> EngineError:
+    return EngineError("shutting_down", "the server is shutting down: send the request to another one.")
 
 
-def _too_late() -> ServeError:
-    return ServeError(504, "deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")
+def _too_late() -> EngineError:
+    return EngineError("deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.engines.batch.text import Detokenizer, StopText
+from adaptprune.engines.errors import EngineError
 from adaptprune.pruner import Pruner
-from adaptprune.serve.errors import ServeError
-from adaptprune.serve.text import Detokenizer, StopText
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Done:
 class Failed:
     """The last event of a request that is not answered, or not to its end."""
 
-    error: ServeError
+    error: EngineError
 
 
 Event = Delta | Done | Failed

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from adaptprune.checks import whole
-from adaptprune.client import Client, Cost, Request, ServedModel, data_url, message
+from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
 from adaptprune.errors import AdaptPruneError
 from adaptprune.registry import did_you_mean
 

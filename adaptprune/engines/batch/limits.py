@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptprune.serve.errors import bad_request
-from adaptprune.serve.jobs import Sampling
+from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.errors import refused
 
 
 @dataclass(frozen=True)
@@ -33,23 +33,23 @@ class EngineLimits:
     timeout: float = 600.0
 
     def check(self, sampling: Sampling) -> None:
-        """Raise ServeError (400) for what is asked for beyond these limits."""
+        """Raise EngineError for what is asked for beyond these limits."""
         if sampling.n > self.max_batch:
-            raise bad_request(f"n={sampling.n} is not allowed: use 1 to {self.max_batch}.", "n")
+            raise refused(f"n={sampling.n} is not allowed: use 1 to {self.max_batch}.", "n")
         if sampling.max_tokens is not None and sampling.max_tokens > self.max_tokens:
             wanted = f"max_tokens={sampling.max_tokens}"
-            raise bad_request(f"{wanted} is not allowed: this server writes at most {self.max_tokens}.", "max_tokens")
+            raise refused(f"{wanted} is not allowed: this server writes at most {self.max_tokens}.", "max_tokens")
 
     def room(self, length: int, context: int | None, sampling: Sampling) -> int:
         """How many tokens the answer to a prompt of `length` tokens may have.
 
         Raises
         ------
-        ServeError
+        EngineError
             400 if the prompt, or the prompt and what is asked for, is too long.
         """
         if self.max_prompt_tokens is not None and length > self.max_prompt_tokens:
-            raise bad_request(
+            raise refused(
                 f"the prompt has {length} tokens (images included), more than the {self.max_prompt_tokens} that this "
                 "server takes.",
                 "messages",
@@ -58,7 +58,7 @@ class EngineLimits:
         room = self.max_tokens if context is None else min(self.max_tokens, context - length)
         wanted = sampling.max_tokens or 1
         if room < wanted:
-            raise bad_request(
+            raise refused(
                 f"the prompt has {length} tokens (images included) and max_tokens={wanted}: together more than the "
                 f"model's context of {context}. Shorten the conversation, or use fewer images or new tokens.",
                 "messages",

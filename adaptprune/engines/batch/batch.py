@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.engines.batch.jobs import Delta, Job, Row
+from adaptprune.engines.batch.reading import image_uses
+from adaptprune.engines.batch.slots import Slots, install_masks
+from adaptprune.engines.batch.text import Detokenizer, StopText
+from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks import prune
 from adaptprune.hooks.seams import attention, calls, parts_of
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.methods import make_pruner
-from adaptprune.serve.errors import ServeError
-from adaptprune.serve.jobs import Delta, Job, Row
-from adaptprune.serve.reading import image_uses
-from adaptprune.serve.slots import Slots, install_masks
-from adaptprune.serve.text import Detokenizer, StopText
 from adaptprune.viz import overlay, pictures_seen
 
 #: What was written for a job, or why nothing could be.
@@ -196,8 +196,8 @@ class Batch:
                 yield row.job, delta
 
 
-def _not_a_number() -> ServeError:
-    return ServeError(500, "not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
+def _not_a_number() -> EngineError:
+    return EngineError("not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
 
 
 def _eos_of(model: Any) -> frozenset[int]:

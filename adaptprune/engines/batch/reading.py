@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from adaptprune.engines.batch.jobs import ImageUse
 from adaptprune.report import SampleReport
-from adaptprune.serve.jobs import ImageUse
 
 
 def image_uses(sample: SampleReport, want_kept: bool) -> list[ImageUse]:

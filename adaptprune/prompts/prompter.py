@@ -12,11 +12,19 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
+from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import processors
-from adaptprune.serve.errors import ServeError, bad_request
 
 #: How many prompts can be prepared at the same time; each holds its images and a copy of the processor.
 WORKERS = 2
+
+
+class PromptError(AdaptPruneError):
+    """A conversation that the model cannot be asked; `code` is a stable name for programs."""
+
+    def __init__(self, message: str, code: str = "invalid_value") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ class Prompter:
 
         Raises
         ------
-        ServeError
+        PromptError
             The text contains the image placeholder itself, is no valid Unicode, or the model's template refuses it.
         """
         token = processors.image_token(self._processor)
@@ -86,7 +94,7 @@ class Prompter:
         try:
             return processors.templated(self._processor, messages)
         except jinja2.TemplateError as error:
-            raise bad_request(f"the model's chat template refuses these messages: {error}.", "messages") from None
+            raise PromptError(f"the model's chat template refuses these messages: {error}.") from None
 
     def inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
         """Model inputs on the CPU: a batch of one."""
@@ -100,21 +108,20 @@ class Prompter:
         except (ValueError, TypeError, IndexError) as error:
             # what image processors raise for a picture that they cannot tile or scale
             message = f"the model's processor cannot use this request: {error}"
-            raise ServeError(400, "bad_image", message, param="messages") from error
+            raise PromptError(message, "bad_image") from error
         finally:
             self._idle.put(processor)
 
 
 def _check_text(text: str, token: str) -> None:
     if token in text:
-        raise bad_request(
-            f"a text contains the image placeholder {token!r}: leave it out and send the image as an image_url part.",
-            "messages",
+        raise PromptError(
+            f"a text contains the image placeholder {token!r}: leave it out, images are given beside the text."
         )
     try:
         text.encode()
     except UnicodeEncodeError:
-        raise bad_request("a text holds half of a surrogate pair: send valid Unicode.", "messages") from None
+        raise PromptError("a text holds half of a surrogate pair: send valid Unicode.") from None
 
 
 def _vicuna(turns: Sequence[Turn], token: str) -> str:
