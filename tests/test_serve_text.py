@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import adaptprune
-from adaptprune.engines.batch.text import Detokenizer, StopText
+from adaptprune.prompts.text import Detokenizer, StopText
 
 
 def byte_level() -> PreTrainedTokenizerFast:

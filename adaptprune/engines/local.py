@@ -43,7 +43,7 @@ class LocalBackend:
         self.model, self.processor = model, processor
         self.name = str(model.config.name_or_path)
         self._family = family_of(model.config)
-        self._prompter = Prompter(processor)
+        self._prompter = Prompter(processor, model)
         self._handle: PruneHandle | None = None
         self._pruned_as: tuple[str | None, bool] | None = None
         self.reset()

@@ -19,7 +19,7 @@ from adaptprune.models import lora, original
 from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
-from adaptprune.models.prompts import conversation, make_processor, read_tokenizer
+from adaptprune.prompts.original import conversation, make_processor, read_tokenizer
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"

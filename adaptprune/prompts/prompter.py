@@ -1,10 +1,11 @@
-"""A conversation to the model's own prompt: chat template, placeholders, processor. No web framework here."""
+"""Conversations to a model's inputs, for every family: chat template, placeholders, processor. No engines here."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
 from queue import SimpleQueue
 from typing import Any
 
@@ -12,39 +13,12 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
-from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import processors
+from adaptprune.prompts.formats import MODEL, format_of
+from adaptprune.prompts.turns import PromptError, Turn, images_of
 
 #: How many prompts can be prepared at the same time; each holds its images and a copy of the processor.
 WORKERS = 2
-
-
-class PromptError(AdaptPruneError):
-    """A conversation that the model cannot be asked; `code` is a stable name for programs."""
-
-    def __init__(self, message: str, code: str = "invalid_value") -> None:
-        super().__init__(message)
-        self.code = code
-
-
-@dataclass(frozen=True)
-class Turn:
-    """One message. `parts` are texts and images in their order.
-
-    Attributes
-    ----------
-    role : str
-        "system", "user" or "assistant".
-    parts : sequence of str or PIL image
-    """
-
-    role: str
-    parts: Sequence[str | Image.Image]
-
-    @property
-    def images(self) -> list[Image.Image]:
-        """The images of this message, in their order."""
-        return [part for part in self.parts if not isinstance(part, str)]
 
 
 class Prompter:
@@ -54,10 +28,16 @@ class Prompter:
     ----------
     processor
         The model's processor.
+    model : optional
+        Processors leave out what some models of theirs need; known from the model, that is asked for.
+    protocol : str
+        "model" or "llava-1.5", see `adaptprune.prompts.formats`.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, model: Any = None, protocol: str = MODEL) -> None:
+        self.format = format_of(protocol, processor)
         self._processor = processor
+        self._options = processors.options_for(model) if model is not None else {}
         self._idle: SimpleQueue[Any] = SimpleQueue()  # a fast tokenizer may not be used by two threads at once
         for _ in range(WORKERS):
             self._idle.put(copy.deepcopy(processor))
@@ -72,15 +52,59 @@ class Prompter:
         Raises
         ------
         PromptError
-            The text contains the image placeholder itself, is no valid Unicode, or the model's template refuses it.
+            The text contains a placeholder itself, is no valid Unicode, or the model's template refuses it.
         """
-        token = processors.image_token(self._processor)
+        with self._borrowed() as processor:
+            return self._text(processor, turns)
+
+    def inputs(self, *conversations: Sequence[Turn], **options: Any) -> dict[str, Tensor]:
+        """Model inputs on the CPU: a batch of as many rows as there are conversations, padded as the tokenizer pads.
+
+        Parameters
+        ----------
+        *conversations : sequence of Turn
+        **options
+            Of the processor (the size of its pictures, say).
+
+        Raises
+        ------
+        PromptError
+            As `text`, or the processor cannot use a picture.
+        """
+        with self._borrowed() as processor:
+            texts = [self._text(processor, turns) for turns in conversations]
+            images = [self._pictures(turns) for turns in conversations]
+            wanted: dict[str, Any] = {"return_tensors": "pt", **self._options, **options}
+            if len(texts) > 1:
+                wanted["padding"] = True
+            try:
+                # nested: one list of images per prompt, which every processor reads alike
+                made = processor(images=images if any(images) else None, text=texts, **wanted)
+            except MemoryError:
+                raise
+            except Exception as error:
+                # pictures are what differs from prompt to prompt: what cannot be tiled or scaled fails in many ways
+                message = f"the model's processor cannot use this request: {str(error) or type(error).__name__}"
+                raise PromptError(message, "bad_image") from error
+        return processors.model_inputs(made)
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
+        processor = self._idle.get()
+        try:
+            yield processor
+        finally:
+            self._idle.put(processor)
+
+    def _pictures(self, turns: Sequence[Turn]) -> list[Image.Image]:
+        return [self.format.picture(self._processor, image) for image in images_of(turns)]
+
+    def _text(self, processor: Any, turns: Sequence[Turn]) -> str:
         for turn in turns:
-            for part in turn.parts:
-                if isinstance(part, str):
-                    _check_text(part, token)
-        if not processors.has_template(self._processor):  # base checkpoints of LLaVA-1.5 have none
-            return _vicuna(turns, token)
+            self._check(processor, turn.text)
+        return self._written(turns)
+
+    def _written(self, turns: Sequence[Turn]) -> str:
         messages = [
             {
                 "role": turn.role,
@@ -91,43 +115,35 @@ class Prompter:
             }
             for turn in turns
         ]
+        continuing = bool(turns) and turns[-1].role == "assistant"
         try:
-            return processors.templated(self._processor, messages)
-        except jinja2.TemplateError as error:
+            return processors.templated(self._processor, messages, self.format.template, continuing=continuing)
+        except (jinja2.TemplateError, TypeError, ValueError) as error:
             raise PromptError(f"the model's chat template refuses these messages: {error}.") from None
 
-    def inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
-        """Model inputs on the CPU: a batch of one."""
-        images = [image for turn in turns for image in turn.images]
-        text = self.text(turns)
-        processor = self._idle.get()
+    def _check(self, processor: Any, text: str) -> None:
+        """Refuse what the model would take for a picture: by name, and by the ids that the tokenizer makes of it."""
         try:
-            # nested: one list of images per prompt, which every processor reads alike
-            made = processor(images=[images] if images else None, text=[text], return_tensors="pt")
-            return processors.model_inputs(made)
-        except (ValueError, TypeError, IndexError) as error:
-            # what image processors raise for a picture that they cannot tile or scale
-            message = f"the model's processor cannot use this request: {error}"
-            raise PromptError(message, "bad_image") from error
-        finally:
-            self._idle.put(processor)
+            text.encode()
+        except UnicodeEncodeError:
+            raise PromptError("a text holds half of a surrogate pair: send valid Unicode.") from None
+        named = next((token for token in processors.placeholders(processor) if token in text), None)
+        if named is None:
+            tokenizer = processors.tokenizer_of(processor)
+            added = processors.added_ids(processor)
+            special = added.intersection(tokenizer(text, add_special_tokens=False)["input_ids"]) if added else set()
+            found = special & self._of_pictures if special else set()
+            named = tokenizer.convert_ids_to_tokens(min(found)) if found else None
+        if named is not None:
+            raise PromptError(
+                f"a text contains the image placeholder {named!r}: leave it out, images are given beside the text."
+            )
 
-
-def _check_text(text: str, token: str) -> None:
-    if token in text:
-        raise PromptError(
-            f"a text contains the image placeholder {token!r}: leave it out, images are given beside the text."
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise PromptError("a text holds half of a surrogate pair: send valid Unicode.") from None
-
-
-def _vicuna(turns: Sequence[Turn], token: str) -> str:
-    """LLaVA-1.5's conversation format."""
-    words = []
-    for turn in turns:
-        body = "".join(part if isinstance(part, str) else f"{token}\n" for part in turn.parts)
-        words.append({"user": f"USER: {body} ", "assistant": f"ASSISTANT: {body}</s>", "system": f"{body} "}[turn.role])
-    return "".join(words) + "ASSISTANT:"
+    @cached_property
+    def _of_pictures(self) -> frozenset[int]:
+        """Added tokens that a picture puts into a prompt."""
+        processor = copy.deepcopy(self._processor)  # the lent ones may all be out
+        shown = Turn("user", [Image.new("RGB", (64, 64), "grey"), "a"])
+        made = processor(images=[self._pictures([shown])], text=[self._written([shown])], return_tensors="pt")
+        plain = processors.tokenizer_of(processor)(self._written([Turn("user", ["a"])]))["input_ids"]
+        return processors.added_ids(processor).intersection(made["input_ids"].flatten().tolist()).difference(plain)

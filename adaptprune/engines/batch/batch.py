@@ -18,13 +18,13 @@ from torch import Tensor
 from adaptprune.engines.batch.jobs import Delta, Job, Row
 from adaptprune.engines.batch.reading import image_uses
 from adaptprune.engines.batch.slots import Slots, install_masks
-from adaptprune.engines.batch.text import Detokenizer, StopText
 from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks import prune
 from adaptprune.hooks.seams import attention, calls, parts_of
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.methods import make_pruner
+from adaptprune.prompts.text import Detokenizer, StopText
 from adaptprune.viz import overlay, pictures_seen
 
 #: What was written for a job, or why nothing could be.

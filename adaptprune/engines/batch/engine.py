@@ -55,7 +55,7 @@ class Engine:
     ) -> None:
         self.name, self.model, self.processor = name, model, processor
         self.limits, self.pruner = limits or EngineLimits(), pruner
-        self.prompter = Prompter(processor)
+        self.prompter = Prompter(processor, model)
         self._batch = Batch(model, processor, self.prompter.tokenizer())
         self._open: set[Job] = set()
         self._waiting: deque[Job] = deque()

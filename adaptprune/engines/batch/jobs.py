@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.engines.batch.text import Detokenizer, StopText
 from adaptprune.engines.errors import EngineError
+from adaptprune.prompts.text import Detokenizer, StopText
 from adaptprune.pruner import Pruner
 
 

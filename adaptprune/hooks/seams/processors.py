@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from adaptprune.hooks.seams.cache import parameters
 from adaptprune.hooks.seams.versions import misfit
 
 
@@ -26,10 +27,46 @@ def has_template(processor: Any) -> bool:
     return bool(getattr(processor, "chat_template", None))
 
 
-def templated(processor: Any, messages: list[dict[str, Any]]) -> str:
-    """A conversation as a prompt's text that ends where the answer begins."""
-    text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
+def templated(
+    processor: Any, messages: list[dict[str, Any]], template: str | None = None, *, continuing: bool = False
+) -> str:
+    """A conversation as a prompt's text that ends where the answer begins, or where the last message goes on.
+
+    Parameters
+    ----------
+    template : str, optional
+        A Jinja template in place of the processor's own.
+    continuing : bool
+        The last message is the beginning of the answer.
+    """
+    options = {"add_generation_prompt": not continuing, "continue_final_message": continuing}
+    text: str = (
+        processor.apply_chat_template(messages, **options)
+        if template is None
+        else tokenizer_of(processor).apply_chat_template(messages, chat_template=template, tokenize=False, **options)
+    )
     return text
+
+
+def placeholders(processor: Any) -> list[str]:
+    """What stands for a picture, a video or a sound in a prompt's text."""
+    names = ("video_token", "audio_token")
+    found = [getattr(processor, name, None) for name in names]
+    return [image_token(processor), *(token for token in found if isinstance(token, str) and token)]
+
+
+def added_ids(processor: Any) -> frozenset[int]:
+    """Tokens beside the tokenizer's own vocabulary, found whole in any text; not those that frame it."""
+    tokenizer = tokenizer_of(processor)
+    framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    added = tokenizer.get_added_vocab().items()
+    return frozenset(number for token, number in added if token.strip() and number not in framing)
+
+
+def options_for(model: Any) -> dict[str, Any]:
+    """What a model's processor has to be asked for: kinds of tokens, which some leave out that their models need."""
+    wanted = "mm_token_type_ids"
+    return {f"return_{wanted}": True} if wanted in parameters(model) else {}
 
 
 def colour_means(processor: Any) -> list[float]:
