@@ -323,7 +323,7 @@ def test_what_the_engine_refuses(parts, engine):
 def test_rows_of_slots_keep_their_keys_when_others_join_and_leave():
     """Against plain lists, over many random joins, leaves and steps."""
     config = llava().config
-    slots, mirror, rng = Slots(config), [], random.Random(0)
+    slots, mirror, rng = Slots(config, {}), [], random.Random(0)
     for round_ in range(120):
         action = rng.random()
         if action < 0.3 or not mirror:
@@ -331,7 +331,7 @@ def test_rows_of_slots_keep_their_keys_when_others_join_and_leave():
             for layer in range(LAYERS):
                 length = rng.randrange(1, 90)
                 cache.update(torch.randn(1, 2, length, 16), torch.randn(1, 2, length, 16), layer)
-            slots.join(cache)
+            slots.join(cache, lambda index, held=cache: torch.arange(held.layers[index].keys.shape[2]))
             mirror.append([layer.keys[0].clone() for layer in cache.layers])
         elif action < 0.45:
             place = rng.randrange(len(mirror))
@@ -348,6 +348,7 @@ def test_rows_of_slots_keep_their_keys_when_others_join_and_leave():
                     expected[index] = torch.cat([expected[index], new[row]], dim=1)
                     held = mask[row, 0, 0] if mask is not None else torch.ones(keys.shape[2], dtype=torch.bool)
                     assert torch.equal(keys[row][:, held], expected[index])
+            slots.end_step()
         assert len(slots) == len(mirror), round_
 
 

@@ -27,7 +27,7 @@ from adaptprune.families.base import raster
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Prompter, Turn
 from adaptprune.testing.zoo import SPECIMENS
-from tests.families import FAMILY, HYBRID, SHARING, suiting
+from tests.families import FAMILY, suiting
 from tests.tiny import batch, prompt
 
 TOKENS = 12
@@ -177,17 +177,13 @@ def test_sliding_windows():
 
 def test_decoders_that_cannot_be_batched():
     config = mistral(24).config.get_text_config()
-    config.layer_types = ["full_attention", "linear_attention"] * 2
-    with pytest.raises(AdaptPruneError, match="only full and sliding-window attention can be served"):
-        Slots(config)
+    config.layer_types = ["full_attention", "hybrid"] * 2
+    with pytest.raises(AdaptPruneError, match="cannot be batched with others"):
+        Slots(config, {})
     model = mistral(24)
     model.model.language_model.config._attn_implementation = "flex_attention"
     with pytest.raises(AdaptPruneError, match="flex_attention cannot be batched"):
         Batch(model, None, NoTokenizer())
-
-
-#: Layers without keys, with those of another, or that attend in chunks.
-UNSERVED = (*HYBRID, *SHARING, "llama4")
 
 
 @FAMILY
@@ -198,17 +194,12 @@ def test_every_family_is_served(family):
     if one.placeholder != getattr(one.processor, "image_token", "<image>"):  # its chat template would say more
         one.processor.chat_template = "{{ messages[0].content[-1].text }} " + one.placeholder + " w1"
     model = one.model
-    if family in UNSERVED:
-        with pytest.raises(AdaptPruneError, match="only full and sliding-window attention can be served"):
-            Batch(model, None, NoTokenizer())
-        return
-    inputs = Prompter(one.processor).inputs([Turn("user", [*one.pictures(1), "w3 w4 w5"])])
+    inputs = Prompter(one.processor, model).inputs([Turn("user", [*one.pictures(1), "w3 w4 w5"])])
     pruner = make_pruner(**suiting(family), keep_ratio=0.3)
     with adaptprune.prune(model, pruner) as report:
         expected = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, -TOKENS:].tolist()
     assert 0 < report.num_kept < report.num_visual
     plain = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False)[0, -TOKENS:].tolist()
     assert written(model, [(inputs, None, TOKENS)]) == [plain]
-    if any(Slots(model.config).windows):
-        return  # beyond a window pruning is refused, see the engine's tests
-    assert written(model, [(inputs, pruner, TOKENS), (inputs, None, TOKENS)]) == [expected, plain]
+    requests = [(inputs, pruner, TOKENS), (inputs, None, TOKENS), (inputs, pruner, TOKENS // 2)]
+    assert written(model, requests) == [expected, plain, expected[: TOKENS // 2]]

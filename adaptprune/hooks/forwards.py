@@ -20,11 +20,8 @@ from adaptprune.hooks.running import Generating, Running
 from adaptprune.hooks.seams import Parts, attention, calls, parts
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.select import Selector
-from adaptprune.hooks.state import BELOW, Call, PruneState, places
+from adaptprune.hooks.state import BELOW, STATE, Call, PruneState, places
 from adaptprune.report import PruneReport
-
-#: The attribute of a KV cache that holds its PruneState, so that it is copied and dropped together with the cache.
-STATE = "_adaptprune_state"
 
 
 class Forwards:

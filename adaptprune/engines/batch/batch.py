@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +21,21 @@ from adaptprune.engines.batch.reading import image_uses
 from adaptprune.engines.batch.slots import Slots, install_masks
 from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
+from adaptprune.families import family_of
 from adaptprune.hooks import prune
-from adaptprune.hooks.seams import attention, calls, parts_of
+from adaptprune.hooks.seams import attention, calls, parts, parts_of
 from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.state import positions_held
 from adaptprune.methods import make_pruner
 from adaptprune.prompts.text import Detokenizer, StopText
 from adaptprune.viz import overlay, pictures_seen
 
 #: What was written for a job, or why nothing could be.
 Written = Iterator[tuple[Job, Delta | Exception]]
+
+
+class BrokenOff(Exception):
+    """A step failed halfway and has left rows that cannot go on; the cause says why."""
 
 
 @dataclass
@@ -63,18 +70,13 @@ class Batch:
         self._tokenizer = tokenizer
         found = parts_of(model)
         # keeps everything: for requests without pruning, whose visual tokens are reported too
-        self._whole = make_pruner("random", keep_ratio=1, layer=len(found.layers) - 1)
+        self._whole = make_pruner("random", keep_ratio=1, layer=family_of(model.config).smallest_layer(model.config))
         self._decoder = found.decoder
         if attention.backend(found.decoder) == "flex_attention":
             raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
-        self._slots = Slots(model.config)
+        self._slots = Slots(model.config, found.sources)
         self._remove_masks = install_masks(found)
         self._eos = _eos_of(model)
-
-    @property
-    def windows(self) -> list[int]:
-        """Sliding windows of the decoder's layers; empty if it has none."""
-        return [window for window in self._slots.windows if window is not None]
 
     @property
     def nbytes(self) -> int:
@@ -111,7 +113,7 @@ class Batch:
         ids = inputs["input_ids"]
         # as generate() does it; models with M-RoPE have more than one axis of positions
         positions = calls.positions_for(self.model, ids, inputs)
-        cache = kv.new_cache()  # without the config: sliding layers keep everything, and Slots masks them
+        cache = kv.new_cache(parts.text_config(self.model.config))
         with prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
                 **inputs, **kv.handing(self.model, cache), position_ids=positions, use_cache=True, logits_to_keep=1
@@ -125,7 +127,7 @@ class Batch:
             job.picture = overlay(job.images, sample, pictures_seen(self.processor, inputs, sample))
         fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
         for row in fresh:
-            self._slots.join(cache)
+            self._slots.join(cache, partial(positions_held, cache))
             self.rows.append(row)
         self.counters.prefills += 1
         usage.prefill_ms = 1000 * (time.perf_counter() - start)
@@ -153,7 +155,7 @@ class Batch:
         return Row(job, index, ids, position, processors, generator, Detokenizer(self._tokenizer), stops)
 
     def step(self) -> Written:
-        """Write one token for every row. If it fails, the rows are as they were."""
+        """Write one token for every row. If it fails, the rows are as they were; BrokenOff if that cannot be had."""
         rows, device = list(self.rows), self.model.device
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
         positions = torch.cat([row.position for row in rows], dim=-2) + 1
@@ -168,9 +170,11 @@ class Batch:
                 **kv.handing(self.model, self._slots),
                 use_cache=True,
             )
-        except BaseException:
-            self._slots.take_back()
-            raise
+        except BaseException as error:
+            if self._slots.take_back() or not isinstance(error, Exception):
+                raise
+            raise BrokenOff from error  # whatever it was: no row can go on
+        self._slots.end_step()
         for row, position in zip(rows, positions.split(1, dim=-2), strict=True):
             row.position = position
         self.counters.steps += 1

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from adaptprune.engines.batch.batch import Batch, Counters, Written
+from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
@@ -167,7 +167,6 @@ class Engine:
         job.images = [image for turn in turns for image in turn.images] if job.want_overlay else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
-        self._check_window(length + job.max_tokens, job.pruner)
         job.usage.prompt_tokens = length
         job.usage.method = job.pruner.spec() if job.pruner else None
         with self._wake:
@@ -176,15 +175,6 @@ class Engine:
             if not job.closed:
                 self._waiting.append(job)
                 self._wake.notify()
-
-    def _check_window(self, total: int, pruner: Pruner | None) -> None:
-        windows = self._batch.windows
-        if pruner is not None and windows and total > min(windows):
-            raise refused(
-                f"prompt and answer may have {total} tokens, more than the decoder's sliding window of {min(windows)}, "
-                'beyond which pruning is not supported: use a smaller max_tokens, or "pruning": {"method": "none"}.',
-                "max_tokens",
-            )
 
     def cancel(self, job: Job) -> None:
         """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""
@@ -252,7 +242,7 @@ class Engine:
                     self._turn()
             except BaseException as error:  # a defect: everybody hears of it, and the next request finds a clean batch
                 log.exception("the engine %r failed", self.name)
-                self._fail_rows(from_exception(error))
+                self._fail_rows(from_exception((isinstance(error, BrokenOff) and error.__cause__) or error))
         for job in list(self._open):
             self._fail(job, _shutting_down())
         self._batch.clear()

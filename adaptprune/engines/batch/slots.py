@@ -7,12 +7,15 @@ last row into the gap, and a decode step copies nothing. What lies behind a row'
 transformers' own continuous batching (`generate_batch`) cannot hold such rows: its paged cache keeps one block table
 per attention type, and with it one length for all layers of that type. It also takes token ids only, no images.
 
-Not here: what the tokens are. A row that was pruned is only a row with shorter layers.
+Layers without keys hold states of one size, one row each; layers that read the keys of another have nothing here.
+
+Not here: what the tokens are. A row that was pruned is only a row with shorter layers, which know the places of what
+they hold where they see a part of the sequence alone (a window, a chunk).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -21,6 +24,8 @@ from torch import Tensor, nn
 
 from adaptprune.hooks.seams import Parts, attention, calls
 from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.seams.memories import Memory, join_states, leave_states, memories, states_nbytes
+from adaptprune.hooks.seams.parts import text_config
 
 #: Columns are added to a buffer in steps of this many, and by at least a quarter, so that growing stays rare.
 COLUMNS = 64
@@ -33,11 +38,17 @@ class SlotLayer(kv.CacheLayerMixin):
     keys: Tensor | None
     values: Tensor | None
 
-    def __init__(self, window: int | None = None) -> None:
+    def __init__(self, memory: Memory) -> None:
         super().__init__()
-        self.window = window
+        self.memory = memory
         self.lengths: list[int] = []
-        self._places: Tensor | None = None  # lengths as a tensor, until they change
+        self.places: Tensor | None = None  # (rows, columns) of the keys in their sequences; None if all is seen anyway
+        self._ends: Tensor | None = None  # lengths as a tensor, until they change
+
+    @property
+    def partial(self) -> bool:
+        """Whether its tokens see a part of the sequence alone."""
+        return self.memory.window is not None or self.memory.chunk is not None
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         rows, heads, _, width = key_states.shape
@@ -58,9 +69,14 @@ class SlotLayer(kv.CacheLayerMixin):
             columns = -(-max(columns, old_columns * 5 // 4) // COLUMNS) * COLUMNS
         rows, columns = max(rows, old_rows), max(columns, old_columns)
         self.keys, self.values = (_grown(old, rows, columns, len(self.lengths)) for old in (self.keys, self.values))
+        if self.partial:
+            more = torch.zeros(rows, columns, dtype=torch.int64, device=self.keys.device)
+            if self.places is not None:
+                more[:old_rows, :old_columns] = self.places
+            self.places = more
 
-    def join(self, keys: Tensor, values: Tensor) -> None:
-        """Append one row, (1, heads, length, width)."""
+    def join(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
+        """Append one row, (1, heads, length, width), with the places of its keys in its sequence, (length,)."""
         if not self.is_initialized:
             self.lazy_initialization(keys, values)
         row, length = len(self.lengths), keys.shape[-2]
@@ -69,8 +85,10 @@ class SlotLayer(kv.CacheLayerMixin):
         assert self.values is not None
         self.keys[row, :, :length] = keys[0]
         self.values[row, :, :length] = values[0]
+        if self.places is not None:
+            self.places[row, :length] = places
         self.lengths.append(length)
-        self._places = None
+        self._ends = None
 
     def leave(self, row: int) -> None:
         """Drop one row; the last one takes its place."""
@@ -80,11 +98,13 @@ class SlotLayer(kv.CacheLayerMixin):
         if row != last:
             self.keys[row, :, :length] = self.keys[last, :, :length]
             self.values[row, :, :length] = self.values[last, :, :length]
+            if self.places is not None:
+                self.places[row, :length] = self.places[last, :length]
             self.lengths[row] = length
         self.lengths.pop()
-        self._places = None
+        self._ends = None
         if not self.lengths:  # an idle server holds no buffer
-            self.keys, self.values, self.is_initialized = None, None, False
+            self.keys, self.values, self.places, self.is_initialized = None, None, None, False
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Write one new key per row, (rows, heads, 1, width); returns all, (rows, heads, longest, width)."""
@@ -92,18 +112,50 @@ class SlotLayer(kv.CacheLayerMixin):
         self.reserve(rows, longest)
         assert self.keys is not None
         assert self.values is not None
-        if self._places is None:
-            self._places = torch.tensor(self.lengths, device=key_states.device)
+        if self._ends is None:
+            self._ends = torch.tensor(self.lengths, device=key_states.device)
         lines = torch.arange(rows, device=key_states.device)
-        self.keys[lines, :, self._places] = key_states[:, :, 0]
-        self.values[lines, :, self._places] = value_states[:, :, 0]
+        self.keys[lines, :, self._ends] = key_states[:, :, 0]
+        self.values[lines, :, self._ends] = value_states[:, :, 0]
         self.lengths = [length + 1 for length in self.lengths]
-        self._places = self._places + 1
+        self._ends = self._ends + 1
         return self.keys[:rows, :, :longest], self.values[:rows, :, :longest]
+
+    def visible(self, lengths: list[int], ends: Tensor) -> Tensor | None:
+        """What the next token of each row may see, (rows, longest + 1); None: everything.
+
+        Parameters
+        ----------
+        lengths : list of int
+            How many keys each row holds before that token's own.
+        ends : Tensor, (rows,)
+            That token's place in each sequence.
+        """
+        longest = max(lengths)
+        if not self.partial and min(lengths) == longest:
+            return None
+        counts, end = torch.tensor(lengths, device=ends.device)[:, None], ends[:, None]
+        held = torch.arange(longest + 1, device=ends.device) <= counts
+        if self.places is None:
+            return held
+        places = torch.nn.functional.pad(self.places[: len(lengths), :longest], (0, 1))
+        places = places.scatter(1, counts, end)  # its own, which may have been written already
+        window, chunk = self.memory.window, self.memory.chunk
+        if window is not None:
+            held &= places > end - window
+        if chunk is not None:
+            held &= places // chunk == end // chunk
+        return None if bool(held.all()) else held
+
+    def note(self, lengths: list[int], ends: Tensor) -> None:
+        """Remember the places of the keys that a step adds, behind `lengths` of each row."""
+        if self.places is not None:
+            self.reserve(len(lengths), max(lengths) + 1)
+            self.places[torch.arange(len(lengths)), torch.tensor(lengths)] = ends
 
     def rewind(self, lengths: list[int]) -> None:
         """Set how many keys each row holds."""
-        self.lengths, self._places = lengths, None
+        self.lengths, self._ends = lengths, None
 
     def get_seq_length(self) -> int:
         return max(self.lengths, default=0)
@@ -128,57 +180,92 @@ class Slots(kv.Cache):
     Parameters
     ----------
     config
-        The model's config; its decoder may mix full and sliding-window layers.
+        The model's config.
+    sources : mapping of int to int
+        Layers that read the keys of another layer, and which.
 
     Raises
     ------
     AdaptPruneError
-        A decoder with layers that are neither (recurrent ones, or ones that share another layer's cache).
+        A decoder with layers that remember something else than keys or states.
     """
 
-    def __init__(self, config: Any) -> None:
-        self.windows = kv.windows(config)
-        super().__init__(layers=[SlotLayer(window) for window in self.windows])
+    def __init__(self, config: Any, sources: Mapping[int, int]) -> None:
+        self._config, self._sources = text_config(config), sources
+        self._memories = memories(config)
+        super().__init__(layers=self._fresh())
+        self.ends: list[int] = []  # of each row, the place of its next token in its sequence
+        self._next: Tensor | None = None  # those, as a tensor, in the step under way
         self._masks: dict[Any, Tensor | None] = {}
         self._before: list[list[int]] = []
 
+    def _fresh(self) -> list[Any]:
+        layers = kv.layers_of(kv.new_cache(self._config))
+        return [
+            SlotLayer(memory) if memory.keys else layer for memory, layer in zip(self._memories, layers, strict=False)
+        ]
+
     def __len__(self) -> int:
         """Rows of the batch."""
-        return len(self.layers[0].lengths)
+        return len(self.ends)
 
     @property
     def nbytes(self) -> int:
         """Bytes of the buffers."""
-        pairs = [(layer.keys, layer.values) for layer in self.layers]  # read once: other threads ask, too
-        return sum(keys.nbytes + values.nbytes for keys, values in pairs if keys is not None and values is not None)
+        total = 0
+        for layer, memory in zip(self.layers, self._memories, strict=True):
+            if memory.states:
+                total += states_nbytes(layer)
+            elif memory.keys:
+                keys, values = layer.keys, layer.values  # read once: other threads ask, too
+                total += keys.nbytes + values.nbytes if keys is not None and values is not None else 0
+        return total
 
-    def join(self, cache: kv.Cache) -> None:
-        """Append the one row of a cache in which a prompt was read."""
-        for mine, theirs in zip(self.layers, kv.layers_of(cache), strict=True):
-            mine.join(*kv.filled(theirs))
+    def join(self, cache: kv.Cache, places: Callable[[int], Tensor]) -> None:
+        """Append the one row of a cache in which a prompt was read.
+
+        Parameters
+        ----------
+        places : callable
+            Of a layer by index, the places of the keys that it holds in the prompt, (held,).
+        """
+        for index, (memory, theirs) in enumerate(zip(self._memories, kv.layers_of(cache), strict=False)):
+            if memory.states:
+                self.layers[index] = join_states(self.layers[index] if self.ends else None, theirs)
+            elif memory.keys:
+                self.layers[index].join(*kv.filled(theirs), places(index))
+        self.ends.append(kv.seen(cache))
 
     def leave(self, row: int) -> None:
         """Drop one row; the last one takes its place."""
-        for layer in self.layers:
-            layer.leave(row)
+        for layer, memory in zip(self.layers, self._memories, strict=True):
+            if memory.states:
+                leave_states(layer, row)
+            elif memory.keys:
+                layer.leave(row)
+        self.ends[row] = self.ends[-1]
+        self.ends.pop()
 
     def clear(self) -> None:
         """Drop all rows and buffers."""
-        self.layers = [SlotLayer(window) for window in self.windows]
+        self.layers, self.ends = self._fresh(), []
         self._masks.clear()
 
     def mask(self, index: int, backend: str, dtype: torch.dtype, device: torch.device) -> Tensor | None:
-        """What layer `index` may see in the step under way, before it has written its new key.
+        """What layer `index` may see in the step under way, whether its new key is written already or not.
 
         Returns
         -------
         Tensor or None
             Boolean (rows, 1, 1, S), additive for eager attention, (rows, S) for flash attention; None: everything.
         """
-        layer: SlotLayer = self.layers[index]
-        key = (tuple(layer.lengths), layer.window, device)
+        source = self._sources.get(index, index)
+        if not self._memories[source].keys:
+            return None
+        layer, lengths = self.layers[source], self._before[source]
+        key = (source, device) if layer.partial else (tuple(lengths), device)
         if key not in self._masks:
-            self._masks[key] = _visible(layer.lengths, layer.window, device)
+            self._masks[key] = layer.visible(lengths, self._next_on(device))
         held = self._masks[key]
         if held is None or backend.startswith("flash"):
             return held
@@ -187,24 +274,36 @@ class Slots(kv.Cache):
             return torch.zeros(held.shape, dtype=dtype, device=device).masked_fill(~held, torch.finfo(dtype).min)
         return held
 
+    def _next_on(self, device: torch.device) -> Tensor:
+        if self._next is None or self._next.device != device:
+            self._next = torch.tensor(self.ends, device=device)
+        return self._next
+
     def begin_step(self) -> None:
         """Forget the masks of the step before, and remember the lengths for `take_back`."""
         self._masks.clear()
-        self._before = [list(layer.lengths) for layer in self.layers]
+        self._next = None
+        self._before = [list(layer.lengths) if isinstance(layer, SlotLayer) else [] for layer in self.layers]
 
-    def take_back(self) -> None:
-        """Undo a step that failed halfway: what some layers have written already lies behind their rows' ends."""
+    def end_step(self) -> None:
+        """Every row has one token more."""
         for layer, lengths in zip(self.layers, self._before, strict=True):
-            layer.rewind(lengths)
+            if isinstance(layer, SlotLayer) and layer.places is not None:
+                layer.note(lengths, self._next_on(layer.places.device))
+        self.ends = [end + 1 for end in self.ends]
 
+    def take_back(self) -> bool:
+        """Undo a step that failed halfway: what some layers have written already lies behind their rows' ends.
 
-def _visible(lengths: list[int], window: int | None, device: torch.device) -> Tensor | None:
-    if min(lengths) == max(lengths) and (window is None or lengths[0] < window):
-        return None
-    columns, ends = torch.arange(max(lengths) + 1, device=device), torch.tensor(lengths, device=device)[:, None]
-    held = columns <= ends
-    # a sliding window counts the token itself; rows that were pruned never get this long (see Engine)
-    return held if window is None else held & (columns > ends - window)
+        Returns
+        -------
+        bool
+            False if it cannot be undone: states were written over.
+        """
+        for layer, lengths in zip(self.layers, self._before, strict=True):
+            if isinstance(layer, SlotLayer):
+                layer.rewind(lengths)
+        return not any(memory.states for memory in self._memories)
 
 
 def install_masks(found: Parts) -> Callable[[], None]:

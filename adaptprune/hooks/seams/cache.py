@@ -306,31 +306,6 @@ def in_chunks(config: Any) -> bool:
     return any("chunked" in kind for kind in getattr(config, "layer_types", None) or ())
 
 
-def windows(config: Any) -> list[int | None]:
-    """The sliding window of each layer in the cache of a decoder with this config; None: it sees everything.
-
-    Raises
-    ------
-    AdaptPruneError
-        A layer that is neither (recurrent, or one that shares another layer's keys). One that attends in chunks is
-        neither, although its cache is that of a sliding window.
-    """
-    found: list[int | None] = []
-    if in_chunks(config.get_text_config()):
-        raise AdaptPruneError(
-            "this decoder attends in chunks of the prompt, which cannot be batched with others: only full and "
-            "sliding-window attention can be served."
-        )
-    for layer in layers_of(DynamicCache(config=config)):
-        if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer):
-            raise AdaptPruneError(
-                f"this decoder keeps a {type(layer).__name__} in its cache, which cannot be batched with others: "
-                "only full and sliding-window attention can be served."
-            )
-        found.append(width(layer))
-    return found
-
-
 def visible(cache: Any, index: int, queries: int) -> int | None:
     """How many keys a sliding layer's attention is handed, `queries` new ones included; None: all it ever had."""
     size = window(cache, index)
