@@ -17,6 +17,7 @@ from adaptprune.engines.batch.jobs import Delta, Done, Failed, Row, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.batch.slots import Slots
 from adaptprune.engines.errors import EngineError
+from adaptprune.engines.protocol import Pruning
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn
@@ -313,7 +314,7 @@ def test_what_the_engine_refuses(parts, engine):
         "the image placeholder": ([Turn("user", ["a <image> b"])], Sampling(), None),
     }
     with pytest.raises(AdaptPruneError, match="outside the model, which has 5"):
-        engine.check(make_pruner("fastv:layer=5"))
+        engine.check(Pruning("fastv:layer=5"))
     for message, (turns, sampling, pruner) in cases.items():
         _, event = ask(engine, turns, sampling, pruner=pruner)
         assert status_of(event.error) == 400

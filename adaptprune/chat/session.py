@@ -6,14 +6,35 @@ import json
 import os
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adaptprune.engines.backend import Backend, Reply, Said, Settings
+from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.protocol import KEPT_CACHE, NONE, Answer, Engine, Pruning
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
+from adaptprune.prompts import Turn
 from adaptprune.registry import did_you_mean
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How questions are answered."""
+
+    pruning: Pruning = field(default_factory=Pruning)
+    sampling: Sampling = field(default_factory=Sampling)
+
+    def check(self) -> None:
+        """Raise AdaptPruneError for numbers that no engine can use."""
+        self.pruning.check()
+        self.sampling.check()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What was chosen, as plain types."""
+        chosen = {"method": self.pruning.method, **self.pruning.options, "reselect": self.pruning.reselect}
+        names = ("max_tokens", "temperature", "top_p", "seed")
+        return chosen | {name: getattr(self.sampling, name) for name in names}
 
 
 class Quit(Exception):
@@ -25,7 +46,7 @@ class Session:
 
     Parameters
     ----------
-    backend : Backend
+    engine : Engine
     settings : Settings
     say : callable
         Is handed lines about the chat itself.
@@ -44,16 +65,18 @@ class Session:
         "quit": ("", "leave; so does Ctrl-D"),
     }
 
-    def __init__(self, backend: Backend, settings: Settings, say: Callable[[str], None]) -> None:
-        backend.check(settings)
-        self.backend, self.settings = backend, settings
-        self.said: list[Said] = []
-        self.replies: list[Reply] = []
+    def __init__(self, engine: Engine, settings: Settings, say: Callable[[str], None]) -> None:
+        settings.check()
+        engine.check(settings.pruning)
+        self.engine, self.settings = engine, settings
+        self.turns: list[Turn] = []
+        self.names: list[tuple[str, ...]] = []  # of each turn, where its images came from
+        self.answers: list[Answer] = []
         self._say = say
         self._pending: list[tuple[str, Any]] = []  # name and picture
         self._written: set[Path] = set()  # by this session, which may write them again
 
-    def enter(self, line: str, on_text: Callable[[str], None], stopping: Callable[[], bool]) -> Reply | None:
+    def enter(self, line: str, on_text: Callable[[str], None], stopping: Callable[[], bool]) -> Answer | None:
         """Carry out a command (None), or answer a question.
 
         Raises
@@ -75,15 +98,18 @@ class Session:
         opened = [(source, open_image(source)) for source in sources]  # all or none
         self._pending += opened
 
-    def _ask(self, question: str, on_text: Callable[[str], None], stopping: Callable[[], bool]) -> Reply:
-        names, images = tuple(name for name, _ in self._pending), tuple(image for _, image in self._pending)
-        asked = Said("user", question, images, names)
-        reply = self.backend.ask([*self.said, asked], self.settings, on_text, stopping)
-        if reply.text or not reply.stopped:
-            self.said += [asked, Said("assistant", reply.text)]
-            self.replies.append(reply)
+    def _ask(self, question: str, on_text: Callable[[str], None], stopping: Callable[[], bool]) -> Answer:
+        asked = Turn("user", [*(image for _, image in self._pending), question])
+        settings = self.settings
+        answer = self.engine.ask(
+            [*self.turns, asked], settings.sampling, settings.pruning, on_text=on_text, stopping=stopping
+        )
+        if answer.text or not answer.stopped:
+            self.turns += [asked, Turn("assistant", [answer.text])]
+            self.names += [tuple(name for name, _ in self._pending), ()]
+            self.answers.append(answer)
             self._pending = []
-        return reply
+        return answer
 
     # -- commands -----------------------------------------------------------------------------------------------------
 
@@ -105,44 +131,45 @@ class Session:
             (ratio,) = map(float, words)
         except ValueError:
             raise self._misused("prune") from None
-        method = "adaptprune" if self.settings.method == "none" else self.settings.method
-        self._change(method=method, keep_ratio=ratio)
+        method = self.settings.pruning.method
+        self._change(method="adaptprune" if method == NONE else method, keep_ratio=ratio, num_keep=None)
 
     def _method(self, *words: str) -> None:
         if len(words) != 1:
             raise self._misused("method")
         (method,) = words
-        given = method == "none" or "keep_ratio=" in method
-        self._change(method=method, keep_ratio=None if given else self.settings.keep_ratio)
+        before, changes = self.settings.pruning.options, dict.fromkeys(("keep_ratio", "num_keep", "layer"))
+        kept = {} if method == NONE else {name: value for name, value in before.items() if f"{name}=" not in method}
+        self._change(method=method, **changes | kept)
 
     def _reselect(self, *words: str) -> None:
         if words not in (("on",), ("off",)):
             raise self._misused("reselect")
-        if not self.backend.keeps_cache:
+        if KEPT_CACHE not in self.engine.capabilities:
             raise AdaptPruneError("a server reads the whole conversation at every question, so it always chooses anew.")
         self._change(reselect=words == ("on",))
 
     def _change(self, **changes: Any) -> None:
-        wanted = replace(self.settings, **changes)
-        self.backend.check(wanted)
-        self.settings = wanted
+        wanted = replace(self.settings.pruning, **changes)
+        self.engine.check(wanted)
+        self.settings = replace(self.settings, pruning=wanted)
         told = f"method {wanted.method or 'of the server'}"
-        told += f", keep_ratio {wanted.keep_ratio:g}" if wanted.keep_ratio is not None else ""
-        if self.backend.keeps_cache:
+        told += "".join(f", {name} {value:g}" for name, value in wanted.options.items())
+        if KEPT_CACHE in self.engine.capabilities:
             told += ", reselect " + ("on" if wanted.reselect else "off")
-            told += "; the conversation is read anew at the next question" if self.said else ""
+            told += "; the conversation is read anew at the next question" if self.turns else ""
         self._say(told)
 
     def _overlay(self, *words: str) -> None:
         if len(words) > 1:
             raise self._misused("overlay")
-        picture = self.replies[-1].overlay if self.replies else None
+        picture = self.answers[-1].overlay if self.answers else None
         if picture is None:
             raise AdaptPruneError(
                 "nothing was chosen for the last question: ask about an image first, with a method other than none"
-                + (" and with /reselect on." if self.backend.keeps_cache and not self.settings.reselect else ".")
+                + ("." if self.settings.pruning.reselect else " and with /reselect on.")
             )
-        path = self._target(words[0] if words else f"overlay-{len(self.replies)}.png", ".png")
+        path = self._target(words[0] if words else f"overlay-{len(self.answers)}.png", ".png")
         picture.save(path)
         self._wrote(path)
 
@@ -156,15 +183,15 @@ class Session:
     def record(self) -> dict[str, Any]:
         """The conversation as plain types, for JSON."""
         turns = [
-            {"role": one.role, "text": one.text, **({"images": list(one.names)} if one.names else {})}
-            for one in self.said
+            {"role": turn.role, "text": turn.text, **({"images": list(names)} if names else {})}
+            for turn, names in zip(self.turns, self.names, strict=True)
         ]
-        costs = [reply.to_dict() for reply in self.replies]
-        return {"model": self.backend.name, "settings": asdict(self.settings), "turns": turns, "replies": costs}
+        costs = [answer.to_dict() for answer in self.answers]
+        return {"model": self.engine.name, "settings": self.settings.to_dict(), "turns": turns, "replies": costs}
 
     def _reset(self, *words: str) -> None:
-        self.said, self.replies, self._pending = [], [], []
-        self.backend.reset()
+        self.turns, self.names, self.answers, self._pending = [], [], [], []
+        self.engine.reset()
         self._say("a new conversation")
 
     def _help(self, *words: str) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from adaptprune.chat.session import Quit, Session
-from adaptprune.engines.backend import Reply
+from adaptprune.engines.protocol import KEPT_CACHE, Answer
 from adaptprune.errors import AdaptPruneError
 
 PROMPT = "> "
@@ -77,7 +77,7 @@ class Terminal:
     def _enter(self, line: str) -> None:
         self._stop, self._answering = False, True
         try:
-            reply = self._session.enter(line, self._write, lambda: self._stop)
+            answer = self._session.enter(line, self._write, lambda: self._stop)
         except (AdaptPruneError, OSError) as error:
             self._error(str(error))
             return
@@ -88,15 +88,15 @@ class Terminal:
             return
         finally:
             self._answering = False
-        if reply is not None:
-            self._show(line, reply)
+        if answer is not None:
+            self._show(line, answer)
 
     def _pressed(self, *_: Any) -> None:
         """Ctrl-C stops the answer between two tokens; pressed again, at once. It never ends the program.
 
         An answer over a kept cache must not be torn out of a layer, or the cache could not be used again.
         """
-        if self._reading or (self._answering and (self._stop or not self._session.backend.keeps_cache)):
+        if self._reading or (self._answering and (self._stop or KEPT_CACHE not in self._session.engine.capabilities)):
             raise KeyboardInterrupt
         self._stop = True
 
@@ -104,12 +104,12 @@ class Terminal:
         if not self._json:
             print(text, end="", flush=True)
 
-    def _show(self, question: str, reply: Reply) -> None:
+    def _show(self, question: str, answer: Answer) -> None:
         if self._json:
-            print(json.dumps({"question": question.strip(), **reply.to_dict()}, ensure_ascii=False), flush=True)
+            print(json.dumps({"question": question.strip(), **answer.to_dict()}, ensure_ascii=False), flush=True)
             return
         print(flush=True)
-        if cost := str(reply):
+        if cost := str(answer):
             print(f"\033[2m{cost}\033[0m" if sys.stderr.isatty() else cost, file=sys.stderr, flush=True)
 
     def _error(self, message: str) -> None:

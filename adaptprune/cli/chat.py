@@ -21,36 +21,40 @@ def command(
     api_key: str = typer.Option(None, envvar="ADAPTPRUNE_API_KEY", help="The server's API key."),
     method: str = typer.Option(None, help="Method or spec; none runs unpruned. Default: adaptprune, or the server's."),
     keep_ratio: float = typer.Option(None, help="Fraction of visual tokens kept, above 0 and at most 1."),
+    num_keep: int = typer.Option(None, help="Visual tokens kept per image, in place of --keep-ratio."),
+    layer: int = typer.Option(None, help="Prune before this decoder layer."),
     reselect: bool = typer.Option(True, help="Choose anew among all visual tokens at every question."),
-    max_new_tokens: int = typer.Option(512, help="Length limit of an answer."),
+    max_new_tokens: int = typer.Option(None, help="Length limit of an answer. Default: 512, or the server's."),
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     top_p: float = typer.Option(None, help="With a temperature: choose among the most likely tokens of this mass."),
     seed: int = typer.Option(None, help="Seed for sampling."),
     as_json: bool = typer.Option(False, "--json", help="One JSON object per answer and line."),
 ) -> None:
     """Talk about images in the terminal, with a model here or on a server; /help lists its commands."""
-    from adaptprune.chat.session import Session
+    from adaptprune.chat.session import Session, Settings
     from adaptprune.chat.terminal import Terminal
-    from adaptprune.engines.backend import Settings
+    from adaptprune.engines.batch.jobs import Sampling
+    from adaptprune.engines.protocol import Pruning
     from adaptprune.images import open_image
 
     if server is None and method is None:
         method = "adaptprune"
-    if method == "none" and keep_ratio is not None:
-        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio.")
-    settings = Settings(method, keep_ratio, reselect, max_new_tokens, temperature, top_p, seed)
+    if method == "none" and any(value is not None for value in (keep_ratio, num_keep, layer)):
+        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
+    pruning = Pruning(method, keep_ratio, num_keep, layer, reselect)
+    settings = Settings(pruning, Sampling(max_new_tokens, temperature, top_p, seed))
     settings.check()
     for source in image:  # before anything slow
         open_image(source)
-    backend = _backend(server, api_key, loading, as_json)
+    engine = _engine(server, api_key, loading, as_json)
     try:
-        session = Session(backend, settings, lambda text: print(text, file=sys.stderr))
+        session = Session(engine, settings, lambda text: print(text, file=sys.stderr))
         session.show(*image)
         if sys.stdin.isatty() and not as_json:
-            print(f"{backend.name}. /help lists commands, /image PATH shows a picture.", file=sys.stderr)
+            print(f"{engine.name}. /help lists commands, /image PATH shows a picture.", file=sys.stderr)
         code = Terminal(session, Path(typer.get_app_dir("adaptprune")) / "chat-history", as_json).run()
     finally:
-        backend.close()
+        engine.close()
     if code:
         raise typer.Exit(code)
 
@@ -58,18 +62,18 @@ def command(
 command.__name__ = "chat"
 
 
-def _backend(server: str | None, key: str | None, loading: dict[str, Any], as_json: bool) -> Any:
+def _engine(server: str | None, key: str | None, loading: dict[str, Any], as_json: bool) -> Any:
     if server is None:
-        from adaptprune.engines.local import LocalBackend
+        from adaptprune.engines.local import LocalEngine
         from adaptprune.models import load
 
         progress_bars(not as_json)
-        return LocalBackend(*load(**loading))
-    from adaptprune.engines.backend import ServerBackend
+        return LocalEngine(*load(**loading))
     from adaptprune.engines.client import Client
+    from adaptprune.engines.remote import RemoteEngine
 
     model = loading.pop("name_or_path")
     for name, (argument, _, _) in OPTIONS.items():
         if loading.get(argument):
             raise AdaptPruneError(f"--{name.replace('_', '-')} loads a model here: leave it out with --server.")
-    return ServerBackend(Client(server, key), model)
+    return RemoteEngine(Client(server, key), model)

@@ -29,55 +29,48 @@ def command(
     overlay: Path = typer.Option(None, help="Write the picture with dropped patches dimmed (PNG)."),
 ) -> None:
     """Answer a question about images with a pruned model."""
-    pruner = _pruner(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)
+    pruning = _pruning(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)
+    pruner = pruning.pruner()
     _check_overlay(overlay, image, pruner)
-    from adaptprune.engines.transformers import TransformersEngine
+    from adaptprune.engines.batch.jobs import Sampling
     from adaptprune.images import open_image
-    from adaptprune.models import load
 
+    sampling = Sampling(max_new_tokens, temperature, seed=seed)
+    sampling.check()
     images = [open_image(source) for source in image]
-    progress_bars(not as_json)
-    engine = TransformersEngine(*load(**loading))
-    answer = engine.answer(
-        images,
-        prompt,
-        pruner,
-        max_new_tokens=max_new_tokens,
-        temperature=temperature,
-        seed=seed,
-        on_text=(lambda text: None) if as_json else (lambda text: print(text, end="", flush=True)),
-    )
-    if overlay is not None:
-        from adaptprune.viz import overlay as draw
-        from adaptprune.viz import pictures_seen
+    from adaptprune.engines.local import LocalEngine
+    from adaptprune.models import load
+    from adaptprune.prompts import question
 
-        assert answer.report is not None
-        seen = pictures_seen(engine.processor, answer.inputs, answer.report.samples[0])
-        draw(images, answer.report.samples[0], seen).save(overlay)
+    progress_bars(not as_json)
+    engine = LocalEngine(*load(**loading))
+    show = (lambda text: None) if as_json else (lambda text: print(text, end="", flush=True))
+    answer = engine.ask(question(prompt, images), sampling, pruning, on_text=show)
+    if overlay is not None:
+        assert answer.overlay is not None
+        answer.overlay.save(overlay)
     if as_json:
         print_json(_record(answer, engine, prompt, image))
         return
     print()
-    times = answer.timings
-    more = times.new_tokens - 1
+    assert answer.new_tokens is not None
+    more = answer.new_tokens - 1
     report = f"{pruner.name} before layer {pruner.layer}: {answer.report}" if pruner else "unpruned"
     stdout.print(
-        f"[dim]{report}; first token {times.first_token_ms:.0f} ms, then {more} token{'' if more == 1 else 's'} at "
-        f"{times.decode_tokens_per_second:.0f} per second[/]"
+        f"[dim]{report}; first token {answer.first_token_ms:.0f} ms, then {more} token{'' if more == 1 else 's'} at "
+        f"{answer.decode_tokens_per_second:.0f} per second[/]"
     )
 
 
 command.__name__ = "run"
 
 
-def _pruner(method: str, **options: Any) -> Any:
-    if method == "none":
-        if any(value is not None for value in options.values()):
-            raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
-        return None
-    from adaptprune.methods import make_pruner
+def _pruning(method: str, **options: Any) -> Any:
+    from adaptprune.engines.protocol import NONE, Pruning
 
-    return make_pruner(method, **options)
+    if method == NONE and any(value is not None for value in options.values()):
+        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
+    return Pruning(method, **options)
 
 
 def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
@@ -106,6 +99,11 @@ def _record(answer: Any, engine: Any, prompt: str, image: list[str]) -> dict[str
         "model": engine.model.config.name_or_path,
         "prompt_tokens": answer.prompt_tokens,
         "report": answer.report.to_dict() if answer.report else None,
-        "timings": answer.timings.to_dict(),
+        "timings": {
+            "first_token_ms": answer.first_token_ms,
+            "total_ms": answer.total_ms,
+            "new_tokens": answer.new_tokens,
+            "decode_tokens_per_second": answer.decode_tokens_per_second,
+        },
         "versions": versions(),
     }

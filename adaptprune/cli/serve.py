@@ -138,6 +138,7 @@ def make_engines(
 ) -> dict[str, Any]:
     """Load every model. `options` are those of `adaptprune.load`."""
     from adaptprune.engines.batch.engine import Engine
+    from adaptprune.engines.protocol import Pruning
     from adaptprune.methods import make_pruner
     from adaptprune.models import load
 
@@ -151,6 +152,6 @@ def make_engines(
     for name, source in sources.items():
         engine = Engine(name, *load(source, **options), limits, pruner)
         if pruner is not None:
-            engine.check(pruner)
+            engine.check(Pruning())
         engines[name] = engine
     return engines

@@ -8,53 +8,62 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from adaptprune.engines.backend import Reply, Said, Settings
-from adaptprune.engines.transformers import Stream, sampling_options
+from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.batch.limits import EngineLimits
+from adaptprune.engines.errors import refused
+from adaptprune.engines.protocol import KEPT_CACHE, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import PruneHandle, prune
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import calls, parts, processors
-from adaptprune.methods import make_pruner
-from adaptprune.prompts import Prompter, Turn
+from adaptprune.prompts import Prompter, Turn, images_of
 from adaptprune.pruner import Pruner
 from adaptprune.viz import overlay, pictures_seen
 
+DEFAULT = "adaptprune"
 
-class LocalBackend:
+
+class LocalEngine:
     """A model, its processor and the cache of one conversation.
 
     Parameters
     ----------
     model, processor
         As `adaptprune.load` gives them. Nothing else may use the model meanwhile.
+    limits : EngineLimits, optional
+        Their numbers of tokens; a single conversation has no queue.
+    protocol : str
+        How prompts are written, see `adaptprune.prompts.formats`.
     """
 
-    keeps_cache = True
+    capabilities = frozenset({KEPT_CACHE, PICTURES})
 
-    def __init__(self, model: Any, processor: Any) -> None:
+    def __init__(self, model: Any, processor: Any, limits: EngineLimits | None = None, protocol: str = "model") -> None:
         self.model, self.processor = model, processor
         self.name = str(model.config.name_or_path)
+        self._limits = limits or EngineLimits(max_tokens=2**31, default_tokens=512)
         self._family = family_of(model.config)
-        self._prompter = Prompter(processor, model)
+        self._prompter = Prompter(processor, model, protocol)
         self._handle: PruneHandle | None = None
         self._pruned_as: tuple[str | None, bool] | None = None
         self.reset()
 
-    def check(self, settings: Settings) -> None:
-        settings.check()
-        pruner = _pruner(settings)
+    def check(self, pruning: Pruning) -> None:
+        pruning.check()
+        pruner = pruning.pruner(DEFAULT)
         if pruner is None:
             return
-        if self._pruned_as != (pruner.spec(), settings.reselect):
-            self._prune(pruner, settings.reselect)
+        if self._pruned_as != (pruner.spec(), pruning.reselect):
+            self._prune(pruner, pruning.reselect)
 
     def reset(self) -> None:
         self._cache: Any = kv.new_cache(parts.text_config(self.model.config))
@@ -69,22 +78,24 @@ class LocalBackend:
     @torch.inference_mode()
     def ask(
         self,
-        said: Sequence[Said],
-        settings: Settings,
-        on_text: Callable[[str], None],
-        stopping: Callable[[], bool],
-    ) -> Reply:
-        self._prepare(settings)
-        images = [image for each in said for image in each.images]
-        full = self._inputs([Turn(each.role, [*each.images, each.text]) for each in said])
+        turns: Sequence[Turn],
+        sampling: Sampling | None = None,
+        pruning: Pruning | None = None,
+        *,
+        on_text: Callable[[str], None] = quiet,
+        stopping: Callable[[], bool] = never,
+    ) -> Answer:
+        sampling, pruning = sampling or Sampling(), pruning or Pruning()
+        options = sampling_options(sampling)
+        self._prepare(pruning)
+        images = images_of(turns)
+        full = self._inputs(turns)
         ids = full["input_ids"]
+        room = self._limits.room(ids.shape[1], parts.context(self.model.config), sampling)
         common = self._keep_common(ids[0].tolist(), images)
         fresh = images[len(self._images) :]
-        options = sampling_options(self._room(ids.shape[1], settings), settings.temperature, settings.seed)
-        if settings.top_p is not None and options["do_sample"]:
-            options["top_p"] = settings.top_p
-        if settings.seed is not None:
-            torch.manual_seed(settings.seed)
+        if sampling.seed is not None:
+            torch.manual_seed(sampling.seed)
         tokenizer = processors.tokenizer_of(self.processor)
         stream = Stream(tokenizer, on_text)
         start = time.perf_counter()
@@ -94,6 +105,7 @@ class LocalBackend:
                 **kv.handing(self.model, self._cache),
                 streamer=stream,
                 stopping_criteria=StoppingCriteriaList([_Stop(stopping)]),
+                max_new_tokens=room,
                 **options,
             )
         except BaseException:
@@ -103,33 +115,41 @@ class LocalBackend:
         self._held = output[0, : kv.seen(self._cache)].tolist()
         self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
-        reply = Reply(
+        answer = Answer(
             tokenizer.decode(new, skip_special_tokens=True).strip(),
+            "stopped" if stopping() else "length" if len(new) == room else "stop",
             ids.shape[1],
             ids.shape[1] - common,
             len(new),
             1000 * (stream.arrivals[0] - start),
             1000 * (end - start),
-            stopped=stopping(),
         )
-        self._tell_pruning(reply, full, images if settings.reselect else fresh)
-        return reply
+        self._tell_pruning(answer, full, images if pruning.reselect else fresh)
+        return answer
 
-    def _tell_pruning(self, reply: Reply, full: dict[str, Tensor], images: list[Image.Image]) -> None:
+    def _tell_pruning(self, answer: Answer, full: dict[str, Tensor], images: list[Image.Image]) -> None:
         """Add what was kept for this question; nothing if no visual token was up for choice."""
         report = self._handle.report if self._handle is not None else None
-        if report is None or not report.samples or not report.num_visual:
+        if report is None:
             return
-        sample = report.samples[0]
-        reply.method, reply.visual_tokens, reply.visual_tokens_kept = report.method, report.num_visual, report.num_kept
-        reply.overlay = overlay(images, sample, pictures_seen(self.processor, full, sample))
+        answer.report = replace(report)  # the next question fills the hooks' own anew
+        if not report.samples or not report.num_visual:
+            return
+        sample = answer.report.samples[0]
+        answer.method, answer.visual_tokens, answer.visual_tokens_kept = (
+            report.method,
+            report.num_visual,
+            report.num_kept,
+        )
+        answer.kv_bytes = report.kv_bytes
+        answer.draw = lambda: overlay(images, sample, pictures_seen(self.processor, full, sample))
 
     # -- pruning ------------------------------------------------------------------------------------------------------
 
-    def _prepare(self, settings: Settings) -> None:
+    def _prepare(self, pruning: Pruning) -> None:
         """Put the right hooks on the model; a cache that was pruned otherwise is given up."""
-        self.check(settings)
-        if settings.method == "none" and self._handle is not None:
+        self.check(pruning)
+        if pruning.pruner(DEFAULT) is None and self._handle is not None:
             self._unprune()
             self.reset()
 
@@ -202,17 +222,6 @@ class LocalBackend:
             inputs.update({name: value for name, value in pictures.items() if value.shape[:2] != shape})
         return inputs
 
-    def _room(self, length: int, settings: Settings) -> int:
-        limit = parts.context(self.model.config)
-        if limit is None:
-            return settings.max_new_tokens
-        if length >= limit:
-            raise AdaptPruneError(
-                f"the conversation has {length} tokens (images included), which fills the model's context of {limit}: "
-                "begin a new one with /reset."
-            )
-        return min(settings.max_new_tokens, limit - length)
-
 
 class _Stop(StoppingCriteria):
     """Ends the answer between two tokens, so that the cache stays whole."""
@@ -224,7 +233,38 @@ class _Stop(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._stopping(), dtype=torch.bool, device=input_ids.device)
 
 
-def _pruner(settings: Settings) -> Pruner | None:
-    if settings.method == "none":
-        return None
-    return make_pruner(settings.method or "adaptprune", keep_ratio=settings.keep_ratio)
+class Stream(TextStreamer):
+    """Passes text on as it is finished, and notes when tokens arrive."""
+
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self._on_text = on_text
+        self.arrivals: list[float] = []
+
+    def put(self, value: Tensor) -> None:
+        if not self.next_tokens_are_prompt:
+            self.arrivals.append(time.perf_counter())
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self._on_text(text)
+
+
+def sampling_options(sampling: Sampling) -> dict[str, Any]:
+    """Options of generate() but for the length, checked.
+
+    Raises
+    ------
+    AdaptPruneError
+        A number out of range, or what generate() does not do with one conversation.
+    """
+    if sampling.n != 1 or sampling.stop or sampling.ignore_eos:
+        raise refused("a single conversation has one answer, to its end: leave out n, stop and ignore_eos.", "n")
+    sampling.check()
+    options: dict[str, Any] = {"num_beams": 1}  # whatever the checkpoint says: the answer is streamed
+    if sampling.temperature is None:
+        return options if sampling.top_p is None else {**options, "top_p": sampling.top_p}
+    if sampling.temperature == 0:
+        return {**options, "do_sample": False}
+    options |= {"do_sample": True, "temperature": sampling.temperature}
+    return options if sampling.top_p is None else {**options, "top_p": sampling.top_p}

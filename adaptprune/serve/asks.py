@@ -8,6 +8,7 @@ from PIL import Image
 
 from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.protocol import Pruning
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn
@@ -46,7 +47,7 @@ def pruner(ask: ChatRequest, engine: Engine) -> Pruner | None:
         for name in SERVER_OPTIONS:
             if getattr(found, name, None) != getattr(type(found), name, None):
                 raise AdaptPruneError(f"option {name!r} is the server's to choose: leave it out.")
-        engine.check(found)
+        engine.check(Pruning(found))
     except (AdaptPruneError, TypeError) as error:
         raise bad_request(str(error), "pruning", "bad_pruning_options") from None
     return found

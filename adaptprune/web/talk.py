@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adaptprune.engines.backend import pruning_of
 from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
+from adaptprune.engines.protocol import Pruning
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import MAX_PIXELS, decode_image
 from adaptprune.methods import list_methods
@@ -47,7 +47,8 @@ class Controls:
         """A request's "pruning"."""
         if self.method == SERVER_DEFAULT:
             return None
-        return pruning_of(self.method, None if "keep_ratio=" in self.method else self.keep_ratio)
+        ratio = None if self.method == UNPRUNED or "keep_ratio=" in self.method else self.keep_ratio
+        return Pruning(self.method, ratio).request()
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.devices import synchronize
 from adaptprune.engines.batch.jobs import Delta, Job, Row
 from adaptprune.engines.batch.reading import image_uses
 from adaptprune.engines.batch.slots import Slots, install_masks
@@ -25,6 +27,7 @@ from adaptprune.families import family_of
 from adaptprune.hooks import prune
 from adaptprune.hooks.seams import attention, calls, parts, parts_of
 from adaptprune.hooks.seams import cache as kv
+from adaptprune.hooks.sharing import Encoded
 from adaptprune.hooks.state import positions_held
 from adaptprune.methods import make_pruner
 from adaptprune.prompts.text import Detokenizer, StopText
@@ -56,6 +59,8 @@ class Batch:
         As `adaptprune.load` gives them. Nothing else may use the model meanwhile.
     tokenizer
         For this thread alone.
+    remember : int
+        Prompts whose encoded pictures are kept for others that show the same ones.
 
     Raises
     ------
@@ -63,7 +68,7 @@ class Batch:
         A model or an attention implementation that cannot be batched.
     """
 
-    def __init__(self, model: Any, processor: Any, tokenizer: Any) -> None:
+    def __init__(self, model: Any, processor: Any, tokenizer: Any, remember: int = 0) -> None:
         self.model, self.processor = model, processor
         self.rows: list[Row] = []
         self.counters = Counters()
@@ -76,6 +81,7 @@ class Batch:
             raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
         self._slots = Slots(model.config, found.sources)
         self._remove_masks = install_masks(found)
+        self.encoded = Encoded(model, found.base, remember) if remember else None
         self._eos = _eos_of(model)
 
     @property
@@ -87,6 +93,8 @@ class Batch:
         """Take the hooks off the model."""
         self.clear()
         self._remove_masks()
+        if self.encoded is not None:
+            self.encoded.close()
 
     def clear(self) -> None:
         """Drop all rows."""
@@ -114,11 +122,14 @@ class Batch:
         # as generate() does it; models with M-RoPE have more than one axis of positions
         positions = calls.positions_for(self.model, ids, inputs)
         cache = kv.new_cache(parts.text_config(self.model.config))
-        with prune(self.model, job.pruner or self._whole) as report:
+        usage = job.usage
+        sharing = self.encoded.of(job.images, **job.encoding) if self.encoded is not None else nullcontext(float)
+        with sharing as encode_ms, prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
                 **inputs, **kv.handing(self.model, cache), position_ids=positions, use_cache=True, logits_to_keep=1
             )
-        usage = job.usage
+            usage.encode_ms = encode_ms()
+        synchronize(device)
         (sample,) = report.samples
         usage.selection_ms = report.selection_ms if job.pruner is not None else 0.0
         usage.images = image_uses(sample, job.want_kept)

@@ -19,13 +19,15 @@ from typing import Any
 
 import torch
 
+from adaptprune.engines.batch.ask import ask
 from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
+from adaptprune.engines.protocol import BATCHING, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
-from adaptprune.prompts import Prompter, PromptError, Turn
+from adaptprune.prompts import Prompter, PromptError, Turn, images_of
 from adaptprune.pruner import Pruner
 
 log = logging.getLogger(__name__)
@@ -43,6 +45,10 @@ class Engine:
     limits : EngineLimits
     pruner : Pruner or None
         For requests that do not say; None: unpruned.
+    protocol : str
+        How prompts are written, see `adaptprune.prompts.formats`.
+    remember : int
+        Prompts whose encoded pictures are kept for others that show the same objects.
 
     Raises
     ------
@@ -50,13 +56,23 @@ class Engine:
         A model or an attention implementation that cannot be batched.
     """
 
+    capabilities = frozenset({BATCHING, PICTURES})
+
     def __init__(
-        self, name: str, model: Any, processor: Any, limits: EngineLimits | None = None, pruner: Pruner | None = None
+        self,
+        name: str,
+        model: Any,
+        processor: Any,
+        limits: EngineLimits | None = None,
+        pruner: Pruner | None = None,
+        *,
+        protocol: str = "model",
+        remember: int = 0,
     ) -> None:
         self.name, self.model, self.processor = name, model, processor
         self.limits, self.pruner = limits or EngineLimits(), pruner
-        self.prompter = Prompter(processor, model)
-        self._batch = Batch(model, processor, self.prompter.tokenizer())
+        self.prompter = Prompter(processor, model, protocol)
+        self._batch = Batch(model, processor, self.prompter.tokenizer(), remember)
         self._open: set[Job] = set()
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -142,8 +158,12 @@ class Engine:
             self._open.add(job)
         return job
 
-    def check(self, pruner: Pruner) -> None:
+    def check(self, pruning: Pruning) -> None:
         """Raise AdaptPruneError if this model cannot be pruned so."""
+        pruning.check()
+        pruner = pruning.pruner(self.pruner)
+        if pruner is None:
+            return
         layers = parts.num_layers(self.model.config)
         for layer in pruner.schedule(layers):
             if not 0 <= layer < layers:
@@ -158,23 +178,35 @@ class Engine:
         Raises
         ------
         EngineError
-            400 if the conversation does not fit the model.
+            The conversation does not fit the model.
         """
+        self.prepare(job, turns)
+        self.enqueue([job])
+
+    def prepare(self, job: Job, turns: Sequence[Turn], **processing: Any) -> None:
+        """Build the model's inputs, as `submit`; `processing` are options of the processor."""
         try:
-            job.inputs = self.prompter.inputs(turns)
+            job.inputs = self.prompter.inputs(turns, **processing)
         except PromptError as error:
             raise refused(str(error), "messages", error.code) from error
-        job.images = [image for turn in turns for image in turn.images] if job.want_overlay else []
+        job.images = images_of(turns) if job.want_overlay or self._batch.encoded is not None else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
         job.usage.prompt_tokens = length
         job.usage.method = job.pruner.spec() if job.pruner else None
+
+    def enqueue(self, jobs: Sequence[Job]) -> None:
+        """Put prepared requests in the queue, all at once, so that what is read when does not depend on chance."""
         with self._wake:
             if self._stopping:
                 raise _shutting_down()
-            if not job.closed:
-                self._waiting.append(job)
-                self._wake.notify()
+            self._waiting += [job for job in jobs if not job.closed]
+            self._wake.notify()
+
+    def forget(self) -> None:
+        """Drop the encoded pictures that are remembered; not while requests run."""
+        if self._batch.encoded is not None:
+            self._batch.encoded.forget()
 
     def cancel(self, job: Job) -> None:
         """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""
@@ -214,6 +246,27 @@ class Engine:
         finally:
             self.cancel(job)
 
+    def ask(
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling | None = None,
+        pruning: Pruning | None = None,
+        *,
+        on_text: Callable[[str], None] = quiet,
+        stopping: Callable[[], bool] = never,
+    ) -> Answer:
+        """Answer one conversation, among others; see `adaptprune.engines.protocol.Engine`."""
+        pruner = (pruning or Pruning()).pruner(self.pruner)
+        return ask(self, turns, sampling or Sampling(), pruner, on_text, stopping)
+
+    def reset(self) -> None:
+        """Nothing is kept of earlier questions but pictures."""
+        self.forget()
+
+    def close(self) -> None:
+        """Stop."""
+        self.stop()
+
     def drain(self) -> None:
         """Refuse new requests; those taken in go on."""
         with self._wake:
@@ -248,8 +301,16 @@ class Engine:
         self._batch.clear()
 
     def _turn(self) -> None:
-        """Drop who left, read one prompt, write one token per row."""
+        """Drop who left, read prompts, write one token per row."""
         self._drop_gone()
+        for _ in range(self.limits.prompts_per_step):
+            if not self._read_next():
+                break
+        if self._batch.rows:
+            self._write()
+
+    def _read_next(self) -> bool:
+        """Read a prompt that waits; whether there was one."""
         job = self._next()
         if job is not None:
             job.usage.queue_ms = job.milliseconds()
@@ -260,8 +321,7 @@ class Engine:
                     log.exception("reading a prompt failed")
                 self._fail(job, from_exception(error))
             self._drop_gone()  # whoever left while the prompt was read has no first token to go on from
-        if self._batch.rows:
-            self._write()
+        return job is not None
 
     def _write(self) -> None:
         try:

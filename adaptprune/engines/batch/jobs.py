@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adaptprune.checks import whole
 from adaptprune.engines.errors import EngineError
+from adaptprune.errors import AdaptPruneError
 from adaptprune.prompts.text import Detokenizer, StopText
 from adaptprune.pruner import Pruner
 
@@ -45,6 +47,17 @@ class Sampling:
     n: int = 1
     ignore_eos: bool = False
 
+    def check(self) -> None:
+        """Raise AdaptPruneError for numbers that no engine can use."""
+        if self.max_tokens is not None:
+            whole("max_new_tokens", self.max_tokens, 1, 2**31)
+        if self.seed is not None:
+            whole("seed", self.seed, 0, 2**63 - 1)
+        if self.temperature is not None and self.temperature != 0 and not 0.01 <= self.temperature <= 100:
+            raise AdaptPruneError(f"temperature={self.temperature:g} is not allowed: use 0 (greedy), or 0.01 to 100.")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise AdaptPruneError(f"top_p={self.top_p:g} is not allowed: use a number above 0 and at most 1.")
+
 
 @dataclass(frozen=True)
 class ImageUse:
@@ -74,6 +87,8 @@ class Usage:
         From then until its prompt was read (image decoding included).
     prefill_ms : float
         Reading the prompt, image encoding and selection included.
+    encode_ms : float
+        What the vision tower took for these pictures, when it ran; 0 where that is not measured.
     selection_ms : float
         Capturing cues and selecting.
     first_token_ms, total_ms : float
@@ -83,6 +98,7 @@ class Usage:
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
+    encode_ms: float = 0.0
     method: str | None = None
     images: list[ImageUse] = field(default_factory=list)
     selection_ms: float = 0.0
@@ -148,7 +164,8 @@ class Job:
     want_overlay: bool = False
     opened: float = field(default_factory=time.perf_counter)
     inputs: dict[str, Tensor] = field(default_factory=dict)
-    images: list[Any] = field(default_factory=list)  # PIL; only if the overlay is wanted
+    images: list[Any] = field(default_factory=list)  # PIL; for the overlay, and for what the engine remembers
+    encoding: dict[str, Any] = field(default_factory=dict)  # options of the model's encode calls
     max_tokens: int = 0
     cancelled: bool = False
     closed: bool = False

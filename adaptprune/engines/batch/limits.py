@@ -24,6 +24,10 @@ class EngineLimits:
         None: the model's context.
     timeout : float
         Seconds after which a request is given up.
+    prompts_per_step : int
+        Prompts that are read between two tokens of the running answers: 1 holds them up least, more is done sooner.
+    default_tokens : int or None
+        New tokens of an answer for which no number is asked; None: as many as fit.
     """
 
     max_batch: int = 32
@@ -31,6 +35,8 @@ class EngineLimits:
     max_tokens: int = 2048
     max_prompt_tokens: int | None = None
     timeout: float = 600.0
+    prompts_per_step: int = 1
+    default_tokens: int | None = None
 
     def check(self, sampling: Sampling) -> None:
         """Raise EngineError for what is asked for beyond these limits."""
@@ -64,4 +70,4 @@ class EngineLimits:
                 "messages",
                 "context_length_exceeded",
             )
-        return sampling.max_tokens or room
+        return sampling.max_tokens or min(room, self.default_tokens or room)
