@@ -12,3 +12,11 @@ def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type."""
     text = str(error).strip()
     return text.splitlines()[0] if text else type(error).__name__
+
+
+def reason(error: BaseException) -> str:
+    """Why something failed, in one line: a message of ours as it is, anything else with its type in front."""
+    if isinstance(error, AdaptPruneError):
+        return str(error)
+    name, line = type(error).__name__, first_line(error)
+    return name if line == name else f"{name}: {line}"

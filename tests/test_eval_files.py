@@ -15,7 +15,8 @@ import pytest
 
 from adaptprune import AdaptPruneError
 from adaptprune.eval import api
-from adaptprune.eval.files import Bad, from_file, jsonl, tsv, tsv_cell
+from adaptprune.eval.files import Bad, jsonl, tsv, tsv_cell
+from adaptprune.eval.pictures import from_files
 from tests.benchmarks import jpeg, mmbench, put
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def test_names_cannot_leave_the_picture_folder(tmp_path):
     (tmp_path / "pictures").mkdir()
     for name in ("../secret.jpg", str(tmp_path / "secret.jpg")):
         with pytest.raises(AdaptPruneError, match="is outside of"):
-            from_file(tmp_path / "pictures", name)
+            from_files(tmp_path / "pictures", [name])
 
 
 LARGE = """

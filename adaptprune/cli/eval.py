@@ -40,6 +40,7 @@ def command(
     protocol: str = typer.Option("auto", help="llava-1.5 (Vicuna's system prompt, padded pictures), model, or auto."),
     workers: int = typer.Option(4, help="Threads that open pictures ahead."),
     examples: int = typer.Option(20, help="Questions shown in examples.html."),
+    max_errors: float = typer.Option(0.05, help="Share of the questions that may fail; more: no scores, exit code 1."),
     lmms: list[str] = typer.Option([], help="Tasks of lmms-eval to run through its own code instead."),
     out: Path = typer.Option(None, help="Folder for answers and reports; run again with the same one to continue."),
     as_json: bool = typer.Option(False, "--json", help="Print the summary as JSON."),
@@ -70,7 +71,7 @@ def command(
     columns = [api.make_columns(method, keep_ratio, one) for one in tasks]
     options = {
         "batch_size": batch_size, "max_new_tokens": max_new_tokens, "protocol": protocol, "workers": workers,
-        "examples": examples, "answers_file": answers_file,
+        "examples": examples, "max_errors": max_errors, "answers_file": answers_file,
     }  # fmt: skip
     return _all(list(zip(tasks, columns, strict=True)), out, stamp, {**options, "model": loaded}, as_json)
 
@@ -78,17 +79,34 @@ def command(
 def _all(
     asked: list[tuple[Task, list[Column]]], out: Path | None, stamp: str, options: dict[str, Any], as_json: bool
 ) -> None:
+    """Check every task, then carry out one after another; exit code 1 at the end if one has no scores to show."""
     from adaptprune.cli import evalshow
+    from adaptprune.eval import api
 
-    summaries = {}
+    plans = []
     for task, wanted in asked:
         folder = out or Path("runs") / f"eval-{task.name}-{stamp}"
-        result = evalshow.with_bar(task, wanted, folder if len(asked) == 1 else folder / task.name, options)
-        summaries[task.name] = result.summary.to_dict()
+        plans.append(api.prepare(task, wanted, folder if len(asked) == 1 else folder / task.name, **options))
+    evalshow.notes(plans)
+    found, failed = {}, {}
+    for plan in plans:
+        try:
+            result = evalshow.with_bar(plan)
+        except AdaptPruneError as error:
+            if len(plans) == 1 or not options["model"].is_loaded:  # nor will it be for the next one
+                raise
+            failed[plan.task.name] = str(error).rstrip(".")
+            continue
+        found[plan.task.name] = result.summary.to_dict()
+        if result.summary.failed:
+            failed[plan.task.name] = result.summary.failed
         if not as_json:
-            evalshow.result(task, result)
+            evalshow.result(plan.task, result)
     if as_json:
-        print_json(summaries if len(summaries) > 1 else next(iter(summaries.values())))
+        print_json(found if len(plans) > 1 else next(iter(found.values())))
+    evalshow.failures(failed)
+    if failed:
+        raise typer.Exit(1)
 
 
 command.__name__ = "eval"

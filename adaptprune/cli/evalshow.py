@@ -10,8 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from adaptprune.cli.app import print_json, stderr, stdout
-from adaptprune.eval.api import Result, evaluate
-from adaptprune.eval.columns import Column
+from adaptprune.eval.api import Plan, Result
 from adaptprune.eval.task import Task
 
 MOST_GROUPS = 5
@@ -36,18 +35,30 @@ def tasks(as_json: bool) -> None:
     return None
 
 
-def with_bar(task: Task, wanted: list[Column], folder: Path, options: dict[str, Any]) -> Result:
+def notes(plans: list[Plan]) -> None:
+    """What there is to say before anything is done, each thing once."""
+    for note in dict.fromkeys(f"note: {note}" for plan in plans for note in plan.notes):
+        stderr.print(note, markup=False)
+
+
+def failures(failed: dict[str, str]) -> None:
+    """Said last: which tasks have no numbers, and why."""
+    for name, why in failed.items():
+        stderr.print(f"FAILED: {name}: {why}.", markup=False)
+
+
+def with_bar(plan: Plan) -> Result:
     """The bar appears when the number of answers is known: before that, a mistake is all there is to say."""
     parts = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     bar = Progress(*parts, console=stderr)
-    line = bar.add_task(f"{task.name} answers", total=None)
+    line = bar.add_task(f"{plan.task.name} answers", total=None)
 
     def total(count: int) -> None:
         bar.update(line, total=count)
         bar.start()
 
     try:
-        return evaluate(task, wanted, folder, total=total, progress=partial(bar.advance, line), **options)
+        return plan.run(total, partial(bar.advance, line))
     finally:
         if bar.live.is_started:  # else it would end in an empty line
             bar.stop()
@@ -68,11 +79,11 @@ def result(task: Task, found: Result) -> None:
             table.add_row(*cells(summary, row, groups))
         stdout.print(table)
     for problem in summary.problems[:MOST_PROBLEMS]:
-        stderr.print(f"not asked: {problem['id']}: {problem['why']}", markup=False)
+        stderr.print(f"failed: {problem['id']}: {problem['why']}", markup=False)
     if summary.problem_count:
         total = summary.problem_count + summary.questions
         more = ", the first of them above; all in summary.json" if summary.problem_count > MOST_PROBLEMS else ""
-        stderr.print(f"{summary.problem_count} of {total} questions could not be asked{more}", markup=False)
+        stderr.print(f"{summary.problem_count} of {total} questions failed{more}", markup=False)
     gate = summary.gate()
     if task.name == "tabletop" and gate["random_loss_at_10_percent"] is not None:
         verdict = "passed" if gate["passed"] else "NOT passed: differences between methods mean little on this model"

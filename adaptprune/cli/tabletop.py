@@ -8,6 +8,7 @@ import typer
 from rich.progress import Progress
 
 from adaptprune.cli.app import print_json, stderr, stdout
+from adaptprune.disk import make_folder, writing
 from adaptprune.errors import AdaptPruneError
 from adaptprune.registry import did_you_mean
 
@@ -33,10 +34,12 @@ def command(
         raise AdaptPruneError(f"pictures={pictures} is not allowed: use 1 or more.")
     if out.exists() and not out.is_dir():
         raise AdaptPruneError(f"{str(out)!r} is a file: name a folder.")
+    make_folder(out)
     with Progress(console=stderr) as bar:
         line = bar.add_task("pictures", total=pictures)
         export = export_llava if form == "llava" else export_datasets
-        written = export(out, split, pictures, lambda: bar.advance(line))
+        with writing(out):
+            written = export(out, split, pictures, lambda: bar.advance(line))
     files = [str(path) for path in (written if isinstance(written, tuple) else (written,))]
     if as_json:
         print_json({"files": files, "pictures": pictures, "split": split})

@@ -9,7 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import reason
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -45,7 +45,7 @@ def ahead(
     key : callable
         Members of a group with the same key share what is made of the first.
     make : callable
-        An `AdaptPruneError` from it becomes `Failed`; other errors come out where the group does.
+        An exception becomes `Failed`; what ends the program (Ctrl-C, SystemExit) comes out where the group does.
     wanted : callable
         Groups for which it is false come with nothing.
     workers : int
@@ -55,8 +55,8 @@ def ahead(
     def attempt(member: T) -> R | Failed:
         try:
             return make(member)
-        except AdaptPruneError as error:
-            return Failed(str(error))
+        except Exception as error:
+            return Failed(reason(error))
 
     waiting: deque[tuple[Sequence[T], dict[str, Future[R | Failed]]]] = deque()
     with ThreadPoolExecutor(workers, "pictures") as pool:

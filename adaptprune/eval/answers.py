@@ -7,11 +7,14 @@ Whole batches are added; what a kill left of the next one is cut off when the fi
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.disk import writing
+from adaptprune.errors import AdaptPruneError, reason
+from adaptprune.eval.task import Item, Task
 
 FIELDS = {"id", "answer", "score", "kept"}
 
@@ -36,6 +39,23 @@ def _parse(raw: bytes) -> dict[str, Any] | None:
     return line if isinstance(line, dict) and set(line) >= FIELDS else None
 
 
+def failed(name: str, why: str) -> dict[str, Any]:
+    """The line of a question that could not be asked."""
+    return {"id": name, "answer": "", "score": None, "kept": 0, "error": why}
+
+
+def scored(task: Task, item: Item, answer: str, kept: int) -> dict[str, Any]:
+    """The line of a question that was answered; one whose score cannot be worked out has failed."""
+    line = {"id": item.id, "answer": answer, "score": None, "kept": kept}
+    try:
+        score = task.score(item, answer)
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"{score} is no score")
+    except Exception as error:
+        return {**line, "error": f"its answer cannot be scored ({reason(error)})"}
+    return {**line, "score": score}
+
+
 class Answers:
     """Appends whole batches to a file.
 
@@ -51,7 +71,7 @@ class Answers:
         self.path = path
         self.done, size = self._whole(total, batch_size)
         if path.exists():
-            with path.open("rb+") as file:
+            with writing(path), path.open("rb+") as file:
                 file.truncate(size)
         self._before = read(path)
         self._checked = 0
@@ -81,5 +101,13 @@ class Answers:
 
     def add(self, lines: Sequence[dict[str, Any]]) -> None:
         """One batch, in one write."""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        data = b"".join(map(_line, lines))
+        with writing(self.path), self.path.open("ab") as file:
+            file.write(data)
+
+
+def _line(line: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a character, in an id or an answer
+        return json.dumps(line).encode() + b"\n"

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import itertools
 import json
 import platform
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -17,20 +15,21 @@ from pathlib import Path
 from typing import Any
 
 from adaptprune.checks import whole
+from adaptprune.disk import Lock, write_text, write_whole
 from adaptprune.doctor import versions
 from adaptprune.errors import AdaptPruneError
-from adaptprune.eval import answers, speed
 from adaptprune.eval.columns import DOWNSAMPLE, UNPRUNED, Column, columns
+from adaptprune.eval.outcome import summarise, write_reports
 from adaptprune.eval.page import AsEvaluated, write_page
 from adaptprune.eval.protocol import AUTO, pick
-from adaptprune.eval.report import markdown, plot, table_csv
+from adaptprune.eval.report import plot_problem
 from adaptprune.eval.runner import Runner
-from adaptprune.eval.submission import JsonLines
 from adaptprune.eval.summary import Summary
-from adaptprune.eval.task import TASKS, Item, Submission, Task
+from adaptprune.eval.task import TASKS, Task
 from adaptprune.methods import list_methods
 from adaptprune.models import POCKET, load
 
+MAX_ERRORS = 0.05
 MOST_CHANGES = 4  # that a message names
 
 
@@ -63,6 +62,10 @@ class Model:
         """What was asked for, what was not included, so that a run is compared whole."""
         names = inspect.getfullargspec(load).kwonlyargs
         return {"model": self.name, **{name: self.loading.get(name) or None for name in names}}
+
+    @property
+    def is_loaded(self) -> bool:
+        return "loaded" in vars(self)
 
     @cached_property
     def loaded(self) -> tuple[Any, Any]:
@@ -101,7 +104,57 @@ def make_columns(methods: Sequence[str], keep_ratios: Sequence[float], task: Tas
     return columns(methods, list(keep_ratios) or list((task or Task).keep_ratios))
 
 
-def evaluate(
+@dataclass(frozen=True)
+class Plan:
+    """An evaluation that has been checked and can be carried out; see `prepare`.
+
+    Attributes
+    ----------
+    count : int
+        Questions.
+    notes : list of str
+        What the user should know first.
+    """
+
+    task: Task
+    wanted: Sequence[Column]
+    folder: Path
+    model: Model
+    record: dict[str, Any]
+    named: dict[Column, Path]
+    workers: int
+    examples: int
+    max_errors: float
+    count: int
+    notes: list[str]
+
+    def run(
+        self, total: Callable[[int], None] = lambda count: None, progress: Callable[[int], None] = lambda count: None
+    ) -> Result:
+        """Answer what is not answered yet, and write everything into the folder; see `evaluate`."""
+        with Lock(self.folder / ".lock", repr(str(self.folder))):
+            check_folder(self.folder, self.record)
+            loaded, processor = self.model.loaded
+            chosen = pick(self.record["protocol"], loaded.config)
+            write_record(self.folder, self.record, loaded, chosen)
+            total(self.count * len(self.wanted))
+            runner = Runner(
+                loaded, processor, self.folder, batch_size=self.record["batch_size"],
+                max_new_tokens=self.record["max_new_tokens"], protocol=chosen, workers=self.workers, progress=progress,
+            )  # fmt: skip
+            files = runner.run(self.task, self.wanted, self.count)
+            summary = summarise(self.task, self.wanted, self.folder, files, self.model.name, self.max_errors)
+            for column, path in self.named.items():
+                write_whole(path, partial(shutil.copyfile, self.folder / "llava" / f"{column.file}.jsonl"))
+            write_reports(summary, self.folder, f"{self.task.name}, {self.model.name}")
+            shown = _for_page(self.wanted)
+            if shown and self.examples and summary.questions:
+                engine = AsEvaluated(loaded, processor, chosen)
+                write_page(engine, self.task, shown, self.folder / "examples.html", self.examples)
+        return Result(summary, self.folder)
+
+
+def prepare(
     task: Task,
     wanted: Sequence[Column],
     folder: Path,
@@ -112,101 +165,75 @@ def evaluate(
     protocol: str = AUTO,
     workers: int = 4,
     examples: int = 20,
+    max_errors: float = MAX_ERRORS,
     answers_file: str | None = None,
+) -> Plan:
+    """Check everything that can be checked before a model is loaded: options, packages, the folder, the questions."""
+    model = model or Model()
+    named = _answers_files(answers_file, wanted)
+    longest = task.max_new_tokens if max_new_tokens is None else max_new_tokens
+    for option, value, most in (("batch_size", batch_size, 2**16), ("max_new_tokens", longest, 2**20)):
+        whole(option, value, 1, most)
+    whole("examples", examples, 0, 2**16)
+    whole("workers", workers, 1, 256)
+    if not 0 <= max_errors <= 1:
+        raise AdaptPruneError(f"max_errors={max_errors} is not allowed: it is a share, from 0 to 1.")
+    task.check_extras()
+    record = model.record() | {
+        "task": task.name, "settings": task.settings(), "batch_size": batch_size, "max_new_tokens": longest,
+        "protocol": protocol,
+    }  # fmt: skip
+    check_folder(folder, record)
+    count = _count(task)
+    notes = [*filter(None, [plot_problem()]), *task.notes()]
+    return Plan(task, wanted, folder, model, record, named, workers, examples, max_errors, count, notes)
+
+
+def _count(task: Task) -> int:
+    """How many questions there are; an error if most of them cannot be used: then it is the file."""
+    count = bad = 0
+    first = ""
+    for item in task.items():
+        count += 1
+        if item.problem:
+            bad, first = bad + 1, first or item.problem
+    if not count:
+        raise AdaptPruneError(f"{task.name} has no questions here: check --limit, --chunk-idx and the question file.")
+    if bad > count - bad:
+        raise AdaptPruneError(f"{bad} of {count} questions of {task.name} cannot be used; the first: {first}.")
+    return count
+
+
+def evaluate(
+    task: Task,
+    wanted: Sequence[Column],
+    folder: Path,
+    *,
     total: Callable[[int], None] = lambda count: None,
     progress: Callable[[int], None] = lambda count: None,
+    **options: Any,
 ) -> Result:
     """Run (or continue) a task and write everything about it into a folder.
 
     run.json (what is needed to repeat it), answers/, speed/, llava/ (the answers in LLaVA's fields), submission/
     (where the benchmark takes files), summary.json, table.md, table.csv, curves.png, examples.html.
 
+    Parameters
+    ----------
+    total, progress : callable
+        Are told how many answers there will be, and how many were added.
+    **options
+        As for `prepare`. `max_errors` is the share of the questions that may fail: above it, or if none was answered,
+        the result has no numbers and its summary's `failed` says why.
+
     Raises
     ------
     AdaptPruneError
-        The folder holds a run of something else, or the model cannot be loaded.
+        The folder holds a run of something else or is in use, the model cannot be loaded, most questions are bad.
+    WriteError
+        A file cannot be written. What was answered before is kept, and the same call goes on from there.
     """
-    model = model or Model()
-    named = _answers_files(answers_file, wanted)
-    name, longest = model.name, task.max_new_tokens if max_new_tokens is None else max_new_tokens
-    for option, value, most in (("batch_size", batch_size, 2**16), ("max_new_tokens", longest, 2**20)):
-        whole(option, value, 1, most)
-    whole("examples", examples, 0, 2**16)
-    record = model.record() | {
-        "task": task.name, "settings": task.settings(), "batch_size": batch_size, "max_new_tokens": longest,
-        "protocol": protocol,
-    }  # fmt: skip
-    check_folder(folder, record)
-    count = sum(1 for _ in task.items())
-    if not count:
-        raise AdaptPruneError(f"{task.name} has no questions here: check --limit, --chunk-idx and the question file.")
-    loaded, processor = model.loaded
-    chosen = pick(protocol, loaded.config)
-    write_record(folder, record, loaded, chosen)
-    total(count * len(wanted))
-    runner = Runner(
-        loaded, processor, folder, batch_size=batch_size, max_new_tokens=longest,
-        protocol=chosen, workers=workers, progress=progress,
-    )  # fmt: skip
-    files = runner.run(task, wanted, count)
-    summary = _summarise(task, wanted, folder, files, name)
-    for column, path in named.items():
-        _copy(folder / "llava" / f"{column.file}.jsonl", path)
-    _reports(summary, folder, f"{task.name}, {name}")
-    shown = _for_page(wanted)
-    if shown and examples:
-        write_page(AsEvaluated(loaded, processor, chosen), task, shown, folder / "examples.html", examples)
-    return Result(summary, folder)
-
-
-def _reports(summary: Summary, folder: Path, title: str) -> None:
-    (folder / "summary.json").write_text(json.dumps(summary.to_dict(), indent=1) + "\n")
-    (folder / "table.md").write_text(markdown(summary))
-    (folder / "table.csv").write_text(table_csv(summary))
-    plot(summary, folder / "curves.png", f"{title}: {summary.questions} questions, 95 % intervals")
-
-
-def _summarise(task: Task, wanted: Sequence[Column], folder: Path, files: dict[str, Path], model: str) -> Summary:
-    """Read all answers once: the numbers, the official metrics, the answers as LLaVA writes them, files for servers."""
-    tallies = {column.name: task.tally() for column in wanted}
-    writers: dict[str, list[Submission]] = {column.name: [] for column in wanted}
-    for column in wanted:
-        file = folder / "llava" / f"{column.file}.jsonl"
-        writers[column.name].append(JsonLines(file, partial(llava_line, model, column)))
-        submission = task.submission(folder / "submission", column.file)
-        if submission is not None:
-            writers[column.name].append(submission)
-
-    def watch(column: Column, item: Item, line: dict[str, Any]) -> None:
-        tally = tallies[column.name]
-        if tally is not None and "error" not in line:
-            tally.add(item, line["answer"])
-        for writer in writers[column.name]:
-            writer.add(item, line["answer"])
-
-    summary = Summary(task.items(), {name: answers.read(path) for name, path in files.items()}, wanted, watch)
-    for writer in itertools.chain.from_iterable(writers.values()):
-        writer.close()
-    metrics = {name: tally.result() for name, tally in tallies.items() if tally is not None}
-    speeds = {column.name: speed.read(folder / "speed" / f"{column.file}.jsonl") for column in wanted}
-    summary.complete(metrics, speeds, task.headline if metrics and not task.scored_by else "", task.scored_by)
-    return summary
-
-
-def llava_line(model: str, column: Column, item: Item, answer: str) -> dict[str, Any]:
-    """An answer in the fields of LLaVA's evaluation scripts; the same answer has the same id in every run."""
-    name = Path(model).name
-    question_id = item.id if item.question_id is None else item.question_id
-    extra = {key: value for key, value in item.extra.items() if key != "cells"}
-    return {
-        "question_id": question_id,
-        "prompt": item.prompt,
-        "text": answer,
-        "answer_id": uuid.uuid5(uuid.NAMESPACE_OID, f"{name} {column.name} {item.id}").hex,
-        "model_id": name if column.method == UNPRUNED else f"{name} {column.name}",
-        "metadata": {"problem": item.problem} if item.problem else {},
-        **extra,
-    }
+    return prepare(task, wanted, folder, **options).run(total, progress)
 
 
 def _answers_files(name: str | None, wanted: Sequence[Column]) -> dict[Column, Path]:
@@ -221,11 +248,6 @@ def _answers_files(name: str | None, wanted: Sequence[Column]) -> dict[Column, P
             f"the answers of {len(pruned)} columns do not fit one file {name!r}: put {{column}} into its name."
         )
     return {pruned[0]: Path(name)}
-
-
-def _copy(source: Path, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(source, target)
 
 
 def _for_page(wanted: Sequence[Column]) -> list[Column]:
@@ -273,7 +295,6 @@ def write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str
     path = folder / "run.json"
     if path.exists():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     about = {
         "run": record,
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],  # not where it is installed
@@ -288,7 +309,7 @@ def write_record(folder: Path, record: dict[str, Any], model: Any, protocol: str
         "platform": platform.platform(),
         "commit": _commit(),
     }
-    path.write_text(json.dumps(about, indent=1) + "\n")
+    write_text(path, json.dumps(about, indent=1) + "\n")
 
 
 def _commit() -> str | None:

@@ -1,7 +1,7 @@
 """What the benchmarks share: where their files are, and a stream of items in which bad ones neither vanish nor stop it.
 
-A task reads its own files in `read`; this class finds them, marks duplicates, cuts the stream to `limit` and to one
-chunk of several, and describes the files for the record.
+A task reads its own files in `read`; this class finds them, tells repeated ids apart, cuts the stream to `limit` and to
+one chunk of several, and describes the files for the record.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, ClassVar, TypeVar
 from PIL import Image
 
 from adaptprune.checks import whole
-from adaptprune.errors import AdaptPruneError
-from adaptprune.eval.files import Bad, need
+from adaptprune.errors import AdaptPruneError, first_line, reason
+from adaptprune.eval.files import Bad, import_pyarrow, need
 from adaptprune.eval.metrics.groups import GroupMeans
 from adaptprune.eval.task import Item, Tally, Task
 from adaptprune.registry import did_you_mean
@@ -83,7 +83,10 @@ class Benchmark(Task):
         whole("chunk_idx", chunk_idx, 0, num_chunks - 1)
         self.split, self.limit, self.num_chunks, self.chunk_idx = split, limit, num_chunks, chunk_idx
         self.root, self.shards = self._find(Path(data), list(self.splits[split].files))
-        if not self.shards:
+        self._repeated = 0
+        if self.shards:
+            import_pyarrow()
+        else:
             for name, what in self.splits[split].files.items():
                 need(self.root / name, what)
 
@@ -123,18 +126,35 @@ class Benchmark(Task):
         return itertools.islice(itertools.islice(self._checked(), self.limit), start, start + size)
 
     def _checked(self) -> Iterator[Item]:
-        """The files' questions; what is bad or asked for twice becomes an item with a problem."""
+        """The files' questions; what is bad becomes an item with a problem, an id that was there gets a suffix."""
         seen: set[bytes] = set()
-        for number, found in enumerate(self.read()):
+        self._repeated = 0
+        for number, found in enumerate(self._records()):
             if isinstance(found, Bad):
-                yield bad_item(f"#{number}", f"{found.place} {found.why}")
-                continue
-            key = hashlib.blake2b(found.id.encode("utf-8", "surrogatepass"), digest_size=12).digest()
-            if key in seen:
-                yield replace(found, id=f"{found.id}#{number}", problem=f"its id {found.id!r} was there before")
-                continue
+                found = bad_item(f"#{number}", f"{found.place} {found.why}")
+            name = found.id
+            while (key := hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=12).digest()) in seen:
+                name = f"{name}#{number}"
             seen.add(key)
-            yield found
+            self._repeated += name != found.id
+            yield found if name == found.id else replace(found, id=name)
+
+    def _records(self) -> Iterator[Item | Bad]:
+        """What `read` gives; files whose structure it does not expect are an error, not a defect."""
+        try:
+            yield from self.read()
+        except (AdaptPruneError, OSError):
+            raise
+        except Exception as error:
+            names = ", ".join(repr(str(path)) for path in self.files())
+            raise AdaptPruneError(
+                f"{names}: not in the form that {self.name} has ({reason(error)}): download it again."
+            ) from error
+
+    def notes(self) -> list[str]:
+        if not self._repeated:
+            return []
+        return [f"{self._repeated} questions have an id that was there before: they are told apart as ID#NUMBER"]
 
     def score(self, item: Item, answer: str) -> float | None:
         return None
@@ -195,7 +215,9 @@ def build(
         except KeyError as error:
             yield Bad(place, f"has no {error.args[0]!r}")
         except (TypeError, ValueError, IndexError) as error:
-            yield Bad(place, f"cannot be used: {error}")
+            yield Bad(place, f"cannot be used: {first_line(error)}")
+        except Exception as error:
+            yield Bad(place, f"cannot be used: {reason(error)}")
         else:
             if item is not None:
                 yield item

@@ -1,28 +1,26 @@
 """Reading the files that benchmarks publish: jsonl, tsv, json, parquet; streamed, with a message for each bad line.
 
-Lines may end in LF or CRLF and a file may start with a byte order mark. A record that cannot be read is yielded as
-`Bad`, so that nothing is lost without a word and the rest goes on. Knows nothing of questions.
+Lines may end in LF or CRLF; encodings and compression are those of `adaptprune.eval.sources`. A record that cannot be
+read is yielded as `Bad`, so that nothing is lost without a word and the rest goes on. Knows nothing of questions.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import csv
+import itertools
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-from PIL import Image
+from adaptprune.errors import AdaptPruneError, first_line, reason
+from adaptprune.eval.sources import MAX_LINE, Source
 
-from adaptprune.errors import AdaptPruneError
-from adaptprune.images import decode_image, open_image
-
-BOM = b"\xef\xbb\xbf"
-MAX_LINE = 256 * 2**20  # bytes; no published record comes near
+JSONL = "jsonl (a JSON object on each line)"
+TSV = "a tab-separated table (tsv)"
+CUT = 64  # characters
+LOOKED_AT = 10  # lines that tell what a file is
 
 
 @dataclass(frozen=True)
@@ -31,6 +29,9 @@ class Bad:
 
     place: str
     why: str
+
+    def at(self, place: str) -> Bad:
+        return replace(self, place=place)
 
 
 def need(path: Path, what: str) -> Path:
@@ -41,29 +42,99 @@ def need(path: Path, what: str) -> Path:
 
 
 def jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
-    """(place, object) of each line that is not empty."""
-    with _open(path) as file:
-        for number, raw in enumerate(_lines(file), 1):
-            place = f"{path.name}, line {number}"
-            if not raw.strip():
-                continue
-            try:
-                found = json.loads(raw)
-            except (ValueError, RecursionError) as error:  # wrong UTF-8 is a ValueError, too
-                yield Bad(place, f"is not JSON ({error})")
-                continue
-            if isinstance(found, dict):
-                yield place, found
-            else:
-                yield Bad(place, f"is a JSON {type(found).__name__}, not an object")
+    """(place, object) of each line that is not empty; a JSON list of objects, or an object that holds one, will do.
+
+    Raises
+    ------
+    AdaptPruneError
+        The file as a whole is something else.
+    """
+    with Source(path, JSONL) as source:
+        if _is_one_document(source):
+            yield from _entries(path, _document(path, source.whole()))
+            return
+        source.seek()
+        for number, raw in enumerate(source.lines(), 1):
+            if raw.strip():
+                place = f"{path.name}, line {number}"
+                found = _parse(raw)
+                yield found.at(place) if isinstance(found, Bad) else (place, found)
+
+
+def _parse(raw: bytes) -> dict[str, Any] | Bad:
+    """A line's object; without a place if it has none."""
+    try:
+        found = json.loads(raw.decode().strip("\ufeff \t\r\n"))
+    except (ValueError, RecursionError) as error:
+        return Bad("", _why_not_json(error, raw))
+    return found if isinstance(found, dict) else Bad("", f"is a JSON {type(found).__name__}, not an object")
+
+
+def _why_not_json(error: Exception, raw: bytes) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"is not UTF-8 (byte {error.start + 1}): save the file as UTF-8"
+    before = raw.decode()[: error.pos] if isinstance(error, json.JSONDecodeError) else ""
+    comma = "; a comma too many?" if before.rstrip().endswith(",") or raw.rstrip().endswith(b",") else ""
+    return f"is not JSON ({first_line(error)}{comma})"
+
+
+def _is_one_document(source: Source) -> bool:
+    """Whether a file is one piece of JSON, and not a line per record; an error if it is neither."""
+    lines = list(itertools.islice((raw for raw in source.lines() if raw.strip()), LOOKED_AT))
+    if not lines:
+        return False
+    found = [_parse(raw) for raw in lines]
+    start = lines[0].lstrip(b"\xef\xbb\xbf \t\r\n")[:1]
+    if len(lines) == 1 and isinstance(found[0], dict):
+        return bool(_lists(found[0])) and not {"question_id", "image", "text"} & set(found[0])
+    if any(isinstance(one, dict) for one in found):  # the others are bad lines, or one per line of a list
+        return start == b"[" and not lines[0].rstrip().endswith(b"]")
+    if start == b"[":
+        return len(lines) == 1 or not _is_json(lines[0])
+    if start == b"{":
+        return True
+    seen = lines[0].decode("utf-8", "replace").strip()[:60]
+    raise AdaptPruneError(f"{str(source.path)!r} is not JSON, it starts with {seen!r}: {source.expected} is expected.")
+
+
+def _is_json(raw: bytes) -> bool:
+    return not isinstance(found := _parse(raw), Bad) or "not an object" in found.why
+
+
+def _document(path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data.decode())
+    except (ValueError, RecursionError) as error:
+        raise AdaptPruneError(f"{str(path)!r} {_why_not_json(error, data)}.") from None
+
+
+def _entries(path: Path, found: Any) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
+    """The records of a file that is one piece of JSON."""
+    if isinstance(found, dict):
+        lists = _lists(found)
+        named = [name for name in ("questions", "data") if name in lists]
+        if len(lists) != 1 and len(named) != 1:
+            keys = ", ".join(map(repr, list(found)[:5]))
+            raise AdaptPruneError(f"{str(path)!r} is one JSON object ({keys}): {JSONL} is expected.")
+        found = lists[named[0]] if named else next(iter(lists.values()))
+    for number, one in enumerate(found, 1):
+        place = f"{path.name}, entry {number}"
+        yield (place, one) if isinstance(one, dict) else Bad(place, f"is a JSON {type(one).__name__}, not an object")
+
+
+def _lists(found: dict[str, Any]) -> dict[str, list[Any]]:
+    """The lists of objects in an object."""
+    return {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and any(isinstance(one, dict) for one in value)
+    }
 
 
 def load_json(path: Path, kind: type = dict) -> Any:
     """A whole JSON file, of a kind known beforehand; for annotations, which hold no pictures."""
-    try:
-        found = json.loads(path.read_bytes().removeprefix(BOM))
-    except (OSError, ValueError) as error:
-        raise AdaptPruneError(f"cannot read {str(path)!r} as JSON ({error}): download it again.") from None
+    with Source(path, "JSON") as source:
+        found = _document(path, source.whole())
     if not isinstance(found, kind):
         raise AdaptPruneError(
             f"{str(path)!r} holds a JSON {type(found).__name__} where a {kind.__name__} is expected: another file?"
@@ -80,10 +151,10 @@ class Row:
 
 
 def tsv(path: Path, without: str = "") -> Iterator[tuple[str, Row] | Bad]:
-    """(place, row) of a tab-separated file as pandas writes it; the cell `without` is cut to 64 characters."""
-    with _open(path) as file:
-        header, start = _header(path, file), file.tell()
-        reader = csv.reader(_decoded(file), delimiter="\t")
+    """(place, row) of a tab-separated file as pandas writes it; the cell `without` is cut to `CUT` characters."""
+    with Source(path, TSV) as source:
+        header, start = _header(source), source.tell()
+        reader = csv.reader(_decoded(source), delimiter="\t")
         number = 1
         while True:
             number += 1
@@ -92,10 +163,16 @@ def tsv(path: Path, without: str = "") -> Iterator[tuple[str, Row] | Bad]:
             except StopIteration:
                 return
             except (csv.Error, UnicodeDecodeError) as error:
-                yield Bad(f"{path.name}, row {number}", f"cannot be read ({error})")
-                start = file.tell()
+                why = (
+                    "is not UTF-8: save the file as UTF-8"
+                    if isinstance(error, ValueError)
+                    else f"cannot be read ({error})"
+                )
+                yield Bad(f"{path.name}, row {number}", why)
+                start = source.tell()
+                reader = csv.reader(_decoded(source), delimiter="\t")  # the error ended the lines of the one before
                 continue
-            offset, start = start, file.tell()
+            offset, start = start, source.tell()
             if not cells:
                 continue
             if len(cells) != len(header):
@@ -103,96 +180,57 @@ def tsv(path: Path, without: str = "") -> Iterator[tuple[str, Row] | Bad]:
                 continue
             named = dict(zip(header, cells, strict=True))
             if without in named:
-                named[without] = named[without][:64]
+                named[without] = named[without][:CUT]
             yield f"{path.name}, row {number}", Row(offset, named)
 
 
 def tsv_cell(path: Path, offset: int, column: str) -> str:
     """One cell of the row that starts at `offset`."""
-    with _open(path) as file:
-        header = _header(path, file)
-        file.seek(offset)
-        return next(csv.reader(_decoded(file), delimiter="\t"))[header.index(column)]
+    with Source(path, TSV) as source:
+        header = _header(source)
+        source.seek(offset)
+        return next(csv.reader(_decoded(source), delimiter="\t"))[header.index(column)]
 
 
-def _header(path: Path, file: BinaryIO) -> list[str]:
+def _header(source: Source) -> list[str]:
     csv.field_size_limit(MAX_LINE)
-    found = next(csv.reader(_decoded(file), delimiter="\t"), None)
+    try:
+        found = next(csv.reader(_decoded(source), delimiter="\t"), None)
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise AdaptPruneError(f"{str(source.path)!r} cannot be read ({reason(error)}): {TSV} is expected.") from None
     if not found:
-        raise AdaptPruneError(f"{str(path)!r} is empty: download it again.")
+        raise AdaptPruneError(f"{str(source.path)!r} is empty: download it again.")
+    if len(found) == 1:
+        raise AdaptPruneError(f"{str(source.path)!r} has no tab in its first line: {TSV} is expected.")
     return found
 
 
-def _decoded(file: BinaryIO) -> Iterator[str]:
-    """Lines as text; the csv reader asks only for those of the row it reads, so `file.tell()` is the next row."""
-    for raw in _lines(file):
+def _decoded(source: Source) -> Iterator[str]:
+    """Lines as text; the csv reader asks only for those of the row it reads, so `source.tell()` is the next row."""
+    for raw in source.lines():
         text = raw.decode()
         yield text[:-2] + "\n" if text.endswith("\r\n") else text
 
 
-def _open(path: Path) -> BinaryIO:
+def import_pyarrow() -> Any:
+    """The package, or an error that says how to install it."""
     try:
-        file = path.open("rb")
-    except OSError as error:
-        raise AdaptPruneError(f"cannot read {str(path)!r}: {error.strerror}.") from None
-    if file.read(len(BOM)) != BOM:
-        file.seek(0)
-    return file
-
-
-def _lines(file: BinaryIO) -> Iterator[bytes]:
-    while raw := file.readline(MAX_LINE):
-        yield raw
+        import pyarrow.parquet
+    except ImportError:
+        raise AdaptPruneError("parquet files need pyarrow: pip install 'adaptprune[eval]'.") from None
+    return pyarrow
 
 
 def parquet(paths: list[Path], batch: int = 32) -> Iterator[tuple[str, dict[str, Any]] | Bad]:
     """(place, row) of every row; a few rows of one file are in memory at a time."""
-    try:
-        import pyarrow as pa
-        from pyarrow import parquet as pq
-    except ImportError:
-        raise AdaptPruneError("parquet files need pyarrow: pip install 'adaptprune[eval]'.") from None
+    pyarrow = import_pyarrow()
     for path in paths:
         try:
-            with pq.ParquetFile(path) as file:
+            with pyarrow.parquet.ParquetFile(path) as file:
                 number = 0
                 for rows in file.iter_batches(batch_size=batch):
                     for row in rows.to_pylist():
                         number += 1
                         yield f"{path.name}, row {number}", row
-        except (pa.ArrowException, OSError) as error:
-            yield Bad(path.name, f"cannot be read any further ({str(error).splitlines()[0]})")
-
-
-def from_file(folder: Path, name: str) -> list[Image.Image]:
-    """The picture `name` in a folder. A name that leads out of the folder is refused: question files are downloads."""
-    path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
-        raise AdaptPruneError(f"the picture {name!r} is outside of {str(folder)!r}: move it there.")
-    return [open_image(path)]
-
-
-def from_base64(text: str, name: str) -> list[Image.Image]:
-    """The picture in a base64 cell; `name` is for error messages."""
-    try:
-        data = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise AdaptPruneError(f"{name!r} is not base64 ({error}): download the file again.") from None
-    return [decode_image(data, name)]
-
-
-def from_cell(path: Path, offset: int, column: str, name: str) -> list[Image.Image]:
-    """The picture in a cell of a tsv file."""
-    return from_base64(tsv_cell(path, offset, column), name)
-
-
-def from_parquet(value: Any, name: str) -> Any:
-    """An opener of the picture(s) in a cell: ``{"bytes": ..., "path": ...}`` or a list of them."""
-    cells = value if isinstance(value, list) else [value]
-    return partial(_from_parquet, cells, name)
-
-
-def _from_parquet(cells: list[Any], name: str) -> list[Image.Image]:
-    if not all(isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes) for cell in cells):
-        raise AdaptPruneError(f"{name!r} has no picture in it: download the file again.")
-    return [decode_image(cell["bytes"], name) for cell in cells]
+        except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+            yield Bad(path.name, f"cannot be read any further ({reason(error)})")

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from adaptprune.disk import write_text
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.api import Model, check_folder, write_record
 from adaptprune.eval.columns import Column
@@ -66,13 +67,10 @@ def evaluate(
         path = folder / "lmms" / f"{column.file}.json"
         if not path.exists():
             found = _column(tasks, column, model, manager, batch_size=batch_size, limit=limit, protocol=protocol)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(".part")
-            part.write_text(json.dumps(found, indent=1, default=str) + "\n")
-            part.replace(path)
+            write_text(path, json.dumps(found, indent=1, default=str) + "\n")
         results[column] = json.loads(path.read_text())
     rows = [row for column, found in results.items() for row in _rows(column, found, results[wanted[0]])]
-    (folder / "summary.json").write_text(json.dumps(rows, indent=1) + "\n")
+    write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
     return rows
 
 

@@ -13,14 +13,16 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from adaptprune.disk import write_text
 from adaptprune.engines.transformers import TransformersEngine
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import reason
 from adaptprune.eval.columns import Column
 from adaptprune.eval.protocol import prompt_text, square
 from adaptprune.eval.task import Item, Task
 from adaptprune.viz import overlay, pictures_seen, side_by_side
 
 PICK_FROM = 500  # questions
+MOST_PIXELS = 4096  # of a side
 STYLE = """
 :root { color-scheme: light dark; }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
@@ -63,36 +65,52 @@ class AsEvaluated(TransformersEngine):
 
 
 def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column], path: Path, count: int = 20) -> None:
-    """Answer `count` questions unpruned and under every column, and write what each kept next to one another."""
-    sections = []
-    found = (item for item in itertools.islice(task.items(), PICK_FROM) if not item.problem)
-    for number, item in enumerate(spread_out(list(found), count), 1):
+    """Answer `count` questions unpruned and under every column, and write what each kept next to one another.
+
+    A question with which something goes wrong is left out; the page says how many were, and why the last one was.
+    """
+    found = [item for item in itertools.islice(task.items(), PICK_FROM) if not item.problem]
+    sections: list[str] = []
+    failed, why = 0, ""
+    for item in spread_out(found, 2 * count):
+        if len(sections) == count:
+            break
         try:
-            images = item.images()
-        except AdaptPruneError:
-            continue  # it is among the run's problems
-        plain = engine.answer(images, item.prompt, max_new_tokens=32)
-        figures = [_figure(side_by_side(images), "unpruned", plain.text, task.score(item, plain.text))]
-        for column in columns:
-            answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
-            assert answer.report is not None
-            sample = answer.report.samples[0]
-            picture = overlay(images, sample, pictures_seen(engine.processor, answer.inputs, sample))
-            label = f"{column.method}, {sample.num_kept} of {sample.num_visual} tokens"
-            figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
-        marks = ", ".join(sorted(item.marks)).replace("_", " ")
-        head = f"{number}. {html.escape(item.prompt)}"
-        note = f"{item.kind}{', ' + marks if marks else ''}; expected: {html.escape(_plain(item.expected))}"
-        row = "".join(figures)
-        sections.append(f"<section><h2>{head}</h2><p><small>{note}</small></p><div class=row>{row}</div></section>")
+            sections.append(_section(engine, task, columns, item, len(sections) + 1))
+        except Exception as error:
+            failed, why = failed + 1, reason(error)
     title = f"What {' and '.join(column.name for column in columns)} keep"
-    path.write_text(
+    missing = f" {failed} more could not be shown, the last because of this: {html.escape(why)}." if failed else ""
+    write_text(
+        path,
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
-        f"<p>{task.name}, {len(sections)} questions, one type after another. Dropped patches are dimmed.</p>"
-        f"{''.join(sections)}</html>\n",
-        encoding="utf-8",
+        f"<p>{html.escape(task.name)}, {len(sections)} questions, one type after another. "
+        f"Dropped patches are dimmed.{missing}</p>{''.join(sections)}</html>\n",
     )
+
+
+def _section(engine: TransformersEngine, task: Task, columns: Sequence[Column], item: Item, number: int) -> str:
+    """One question: its picture, if it has one, and every column's answer to it."""
+    images = item.images()
+    plain = engine.answer(images, item.prompt, max_new_tokens=32)
+    shown = side_by_side(images) if images else None
+    figures = [_figure(shown, "unpruned", plain.text, task.score(item, plain.text))]
+    for column in columns:
+        answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
+        samples = answer.report.samples if answer.report else []
+        picture, label = shown, f"{column.method}, no visual tokens"
+        for sample in samples[:1]:
+            if sample.num_visual:
+                label = f"{column.method}, {sample.num_kept} of {sample.num_visual} tokens"
+            if sample.grids:
+                picture = overlay(images, sample, pictures_seen(engine.processor, answer.inputs, sample))
+        figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
+    marks = ", ".join(sorted(item.marks)).replace("_", " ")
+    head = f"{number}. {html.escape(item.prompt)}"
+    note = html.escape(f"{item.kind}{', ' + marks if marks else ''}; expected: {_plain(item.expected)}")
+    row = "".join(figures)
+    return f"<section><h2>{head}</h2><p><small>{note}</small></p><div class=row>{row}</div></section>"
 
 
 def _plain(expected: Any) -> str:
@@ -102,14 +120,21 @@ def _plain(expected: Any) -> str:
     return "; ".join(dict.fromkeys(expected)) if isinstance(expected, tuple) else str(expected)
 
 
-def _figure(picture: Image.Image, label: str, answer: str, score: float | None) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
+def _figure(picture: Image.Image | None, label: str, answer: str, score: float | None) -> str:
     verdict = "right" if score == 1 else "wrong" if score is not None else ""
     points = "" if score is None else f" ({score:g})"
     said = html.escape(answer) or "(nothing)"
     return (
-        f"<figure><img alt='{html.escape(label)}' src='data:image/webp;base64,{data}'>"
+        f"<figure>{_image(picture, label)}"
         f"<figcaption>{html.escape(label)}: <b class='{verdict}'>{said}</b>{points}</figcaption></figure>"
     )
+
+
+def _image(picture: Image.Image | None, label: str) -> str:
+    if picture is None:
+        return "<p><small>no picture</small></p>"
+    buffer = io.BytesIO()
+    picture.thumbnail((MOST_PIXELS, MOST_PIXELS))  # WebP has no more, and a page needs less
+    picture.save(buffer, "WEBP", quality=80)
+    data = base64.b64encode(buffer.getvalue()).decode()
+    return f"<img alt='{html.escape(label)}' src='data:image/webp;base64,{data}'>"

@@ -7,10 +7,11 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.disk import write_whole
 from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.stats import Estimate
 from adaptprune.eval.summary import TOTAL, Row, Summary
@@ -18,8 +19,17 @@ from adaptprune.eval.summary import TOTAL, Row, Summary
 MOST_PANELS = 12
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.1f}" if math.isfinite(value) else "-"
+def percent(value: float | None) -> str:
+    return f"{100 * value:.1f}" if value is not None and math.isfinite(value) else "-"
+
+
+def _tokens(value: float | None) -> str:
+    return f"{value:.0f}" if value is not None and math.isfinite(value) else "-"
+
+
+def _cell(value: float) -> str:
+    """A number of the csv file; empty if there is none."""
+    return f"{value:.6f}" if math.isfinite(value) else ""
 
 
 def header(summary: Summary, groups: Sequence[str]) -> list[str]:
@@ -30,12 +40,13 @@ def header(summary: Summary, groups: Sequence[str]) -> list[str]:
 
 def cells(summary: Summary, row: Row, groups: Sequence[str], intervals: bool = True) -> list[str]:
     """One line of the table; accuracies in percent, with the half-width of their interval."""
-    texts = [row.column.method, f"{row.column.keep_ratio:g}", f"{row.kept:.0f}"]
+    texts = [row.column.method, f"{row.column.keep_ratio:g}", _tokens(row.kept)]
     if summary.headline or summary.scored_by:
         texts.append("-" if row.headline is None else f"{row.headline:.1f}")
     for group in groups:
         accuracy = row.cells[group].accuracy
-        spread = f" ±{percent((accuracy.high - accuracy.low) / 2)}" if intervals else ""
+        known = intervals and math.isfinite(accuracy.value)
+        spread = f" ±{percent((accuracy.high - accuracy.low) / 2)}" if known else ""
         texts.append(percent(accuracy.value) + spread)
     texts += [_relative(row.relative), percent(row.agreement)]
     if not _timed(summary):
@@ -89,7 +100,7 @@ def by_column(summary: dict[str, Any], groups: Sequence[str]) -> str:
     lines.append("|---|" + "---:|" * (len(groups) + 4))
     for column in columns:
         relative = column["groups"][TOTAL]["relative_to_unpruned"]
-        texts = [column["method"], f"{column['keep_ratio']:g}", f"{column['tokens_kept']:.0f}"]
+        texts = [column["method"], f"{column['keep_ratio']:g}", _tokens(column["tokens_kept"])]
         texts += [percent(column["groups"][group]["accuracy"]["value"]) for group in groups]
         texts.append(f"{percent(relative['value'])} ({percent(relative['low'])} - {percent(relative['high'])})")
         lines.append("| " + " | ".join([*texts, percent(column["agreement_with_unpruned"])]) + " |")
@@ -127,10 +138,10 @@ def table_csv(summary: Summary) -> str:
         ["method", "keep_ratio", "tokens_kept", "group", "questions", "accuracy", "low", "high", "relative"]
     )
     for row in summary.rows:
-        start = [row.column.method, row.column.keep_ratio, row.kept]
+        start = [row.column.method, row.column.keep_ratio, row.kept if math.isfinite(row.kept) else ""]
         for group, cell in row.cells.items():
             a = cell.accuracy
-            numbers = [f"{x:.6f}" for x in (a.value, a.low, a.high, cell.relative.value)]
+            numbers = [_cell(x) for x in (a.value, a.low, a.high, cell.relative.value)]
             writer.writerow([*start, group, cell.questions, *numbers])
         more = {f"official: {name}": value for name, value in row.metrics.items()}
         more["agreement"] = row.agreement
@@ -139,8 +150,8 @@ def table_csv(summary: Summary) -> str:
         base = summary.rows[0].metrics
         for name, value in more.items():
             unpruned = base.get(name.removeprefix("official: "), 0.0) if name.startswith("official") else 0.0
-            relative = f"{value / unpruned:.6f}" if unpruned else ""
-            writer.writerow([*start, name, summary.questions, f"{value:.6f}", "", "", relative])
+            relative = _cell(value / unpruned) if unpruned else ""
+            writer.writerow([*start, name, summary.questions, _cell(value), "", "", relative])
     return out.getvalue()
 
 
@@ -176,12 +187,19 @@ def _times_100(found: Estimate) -> Estimate:
     return Estimate(100 * found.value, 100 * found.low, 100 * found.high)
 
 
+def plot_problem() -> str:
+    """Why `plot` will not work; empty if it will."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return "without curves.png, which needs matplotlib: pip install 'adaptprune[eval]'"
+    return ""
+
+
 def plot(summary: Summary, path: Path, title: str) -> None:
     """Score against the share of visual tokens kept: one panel per group, bands are 95 % intervals."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise AdaptPruneError("the curves need matplotlib: pip install 'adaptprune[eval]'.") from None
+    import matplotlib
+
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -204,8 +222,10 @@ def plot(summary: Summary, path: Path, title: str) -> None:
     )
     figure.suptitle(title, fontsize=10, y=0.995)
     figure.tight_layout(rect=(0.01, 0.01, 1, 0.93 if high > 1 else 0.88))
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
+    try:
+        write_whole(path, partial(figure.savefig, dpi=130, format="png"))
+    finally:
+        plt.close(figure)
 
 
 def _draw(axis: Any, panel: _Panel, columns: Sequence[Column]) -> None:

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from adaptprune.checks import whole
+from adaptprune.disk import make_folder
 from adaptprune.eval import speed
 from adaptprune.eval.ahead import Failed, ahead, batches
-from adaptprune.eval.answers import Answers
+from adaptprune.eval.answers import Answers, failed, scored
 from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import Column
 from adaptprune.eval.protocol import MODEL, square
@@ -79,7 +80,7 @@ class Runner:
     def run(self, task: Task, wanted: Sequence[Column], total: int | None = None) -> dict[str, Path]:
         """Answer everything that is not answered yet; the files by column name. `total` spares counting the items."""
         for kind in ("answers", "speed"):
-            (self.folder / kind).mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder / kind)
         total = sum(1 for _ in task.items()) if total is None else total
         files = {column: Answers(self.path(column), total, self.batch_size) for column in wanted}
         least = min(answers.done for answers in files.values())
@@ -143,8 +144,8 @@ class Runner:
         lines: list[dict[str, Any]] = []
         for place, item in enumerate(ready.items):
             if place in ready.failed:
-                lines.append({"id": item.id, "answer": "", "score": None, "kept": 0, "error": ready.failed[place]})
+                lines.append(failed(item.id, ready.failed[place]))
             else:
                 answer, count = said[place]
-                lines.append({"id": item.id, "answer": answer, "score": task.score(item, answer), "kept": count})
+                lines.append(scored(task, item, answer, count))
         return lines

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from transformers import StoppingCriteria
 
+from adaptprune.disk import writing
+
 
 class Clock(StoppingCriteria):
     """Notes when the first token of a batch is there; stops nothing."""
@@ -53,7 +55,7 @@ class Batch:
     kv_bytes: int
 
     def write(self, path: Path) -> None:
-        with path.open("a", encoding="utf-8") as file:
+        with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({name: round(value, 3) for name, value in asdict(self).items()}) + "\n")
 
 

@@ -36,7 +36,8 @@ class Bootstrap:
     """
 
     def __init__(self, pictures: list[str], draws: int = 2000, seed: int = 0) -> None:
-        names, self._index = np.unique(np.array(pictures), return_inverse=True)
+        names = {name: place for place, name in enumerate(sorted(set(pictures)))}
+        self._index = np.array([names[name] for name in pictures], dtype=np.intp)
         count = len(names)
         generator = np.random.default_rng(seed)
         # how often each picture is drawn (it fits a byte); the last row is the sample itself

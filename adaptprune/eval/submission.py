@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from adaptprune.disk import make_folder, write_whole, writing
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.task import Item
 
+CONTROL = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]")  # an xlsx file cannot hold these
 Entry = Callable[[Item, str], Any]
 
 
@@ -17,14 +20,21 @@ class _Text:
     """A file that is written while answers come in and gets its name when it is whole."""
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         self._path, self._part = path, path.with_name(path.name + ".part")
-        self._file = self._part.open("w", encoding="utf-8")
+        with writing(self._part):
+            self._file = self._part.open("w", encoding="utf-8")
         self._count = 0
 
+    def _write(self, text: str) -> None:
+        with writing(self._path):
+            self._file.write(text)
+        self._count += 1
+
     def close(self) -> None:
-        self._file.close()
-        self._part.replace(self._path)
+        with writing(self._path):
+            self._file.close()
+            self._part.replace(self._path)
 
 
 class JsonList(_Text):
@@ -35,11 +45,10 @@ class JsonList(_Text):
         self._entry = entry
 
     def add(self, item: Item, answer: str) -> None:
-        self._file.write(("[" if self._count == 0 else ", ") + json.dumps(self._entry(item, answer)))
-        self._count += 1
+        self._write(("[" if self._count == 0 else ", ") + json.dumps(self._entry(item, answer)))
 
     def close(self) -> None:
-        self._file.write("]" if self._count else "[]")
+        self._write("]" if self._count else "[]")
         super().close()
 
 
@@ -51,7 +60,7 @@ class JsonLines(_Text):
         self._entry = entry
 
     def add(self, item: Item, answer: str) -> None:
-        self._file.write(json.dumps(self._entry(item, answer)) + "\n")
+        self._write(json.dumps(self._entry(item, answer)) + "\n")
 
 
 class JsonObject(_Text):
@@ -63,11 +72,10 @@ class JsonObject(_Text):
 
     def add(self, item: Item, answer: str) -> None:
         name, value = self._entry(item, answer)
-        self._file.write(("{\n  " if self._count == 0 else ",\n  ") + f"{json.dumps(name)}: {json.dumps(value)}")
-        self._count += 1
+        self._write(("{\n  " if self._count == 0 else ",\n  ") + f"{json.dumps(name)}: {json.dumps(value)}")
 
     def close(self) -> None:
-        self._file.write("\n}" if self._count else "{}")
+        self._write("\n}" if self._count else "{}")
         super().close()
 
 
@@ -75,22 +83,25 @@ class Sheet:
     """An xlsx file with one sheet, "Sheet1", a header and a row per question."""
 
     def __init__(self, path: Path, header: list[str], entry: Entry) -> None:
-        try:
-            from openpyxl import Workbook
-        except ImportError:
-            raise AdaptPruneError(
-                "the xlsx file for the server needs openpyxl: pip install 'adaptprune[eval]'."
-            ) from None
-        path.parent.mkdir(parents=True, exist_ok=True)
         self._path, self._entry = path, entry
-        self._book = Workbook(write_only=True)
+        with writing(path):  # rows wait in a file of the system's folder for such
+            self._book = workbook()
         self._sheet = self._book.create_sheet("Sheet1")
         self._sheet.append(header)
 
     def add(self, item: Item, answer: str) -> None:
-        self._sheet.append(self._entry(item, answer))
+        cells = self._entry(item, answer)
+        with writing(self._path):
+            self._sheet.append([CONTROL.sub("", cell) if isinstance(cell, str) else cell for cell in cells])
 
     def close(self) -> None:
-        part = self._path.with_name(self._path.name + ".part")
-        self._book.save(part)
-        part.replace(self._path)
+        write_whole(self._path, self._book.save)
+
+
+def workbook() -> Any:
+    """An empty xlsx file, or an error that says how to install what it needs."""
+    try:
+        from openpyxl import Workbook
+    except ImportError:
+        raise AdaptPruneError("the xlsx file for the server needs openpyxl: pip install 'adaptprune[eval]'.") from None
+    return Workbook(write_only=True)

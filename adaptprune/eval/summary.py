@@ -18,6 +18,7 @@ from adaptprune.eval.task import Item
 TOTAL = "total"
 #: Random pruning at this ratio, early, has to cost this much, or the model's look-ups are over too soon to measure.
 GATE_RATIO, GATE_LOSS = 0.1, 0.10
+NOTHING = Estimate(np.nan, np.nan, np.nan)
 MOST_PROBLEMS = 1000  # that are listed; all are counted
 
 
@@ -57,15 +58,16 @@ class Row:
         return {
             "method": self.column.method,
             "keep_ratio": self.column.keep_ratio,
-            "tokens_kept": self.kept,
-            "agreement_with_unpruned": round(self.agreement, 6),
+            "tokens_kept": self.kept if np.isfinite(self.kept) else None,
+            "agreement_with_unpruned": round(self.agreement, 6) if np.isfinite(self.agreement) else None,
             "groups": groups,
             **({"metrics": _rounded(self.metrics)} if self.metrics else {}),
             **({"speed": self.speed.to_dict()} if self.speed else {}),
         }
 
 
-Watch = Callable[[Column, Item, dict[str, Any]], None]
+#: Is shown a question and its lines, one per column, if all have an answer; says what went wrong, if anything did.
+Watch = Callable[[Item, Sequence[dict[str, Any]]], str]
 
 
 class Summary:
@@ -79,12 +81,17 @@ class Summary:
     wanted : sequence of Column
         The first one is the unpruned model.
     watch : callable, optional
-        Is shown every answer on the way.
+        See `Watch`; what it says makes the question one of the problems.
+    max_errors : float
+        The share of the questions that may fail.
 
     Attributes
     ----------
     questions : int
-        How many were asked; `problems` says which could not be, and why. `groups` has question types that are scored.
+        How many were answered under every column; `problems` says which were not, and why, and they count nowhere.
+        `groups` has question types that are scored.
+    failed : str
+        Why there are no numbers; "" if there are.
     """
 
     def __init__(
@@ -92,15 +99,15 @@ class Summary:
         items: Iterable[Item],
         answers: Mapping[str, Iterable[dict[str, Any]]],
         wanted: Sequence[Column],
-        watch: Watch = lambda column, item, line: None,
+        watch: Watch = lambda item, lines: "",
+        max_errors: float = 1.0,
     ) -> None:
         self._seen = _Seen(wanted)
         for item, *lines in zip(items, *(answers[column.name] for column in wanted), strict=True):
-            self._seen.add(item, lines)
-            for column, line in zip(wanted, lines, strict=True):
-                watch(column, item, line)
+            self._seen.add(item, lines, _why_failed(wanted, lines) or watch(item, lines))
         self.questions, self.problems = len(self._seen.pictures), self._seen.problems
         self.problem_count = self._seen.problem_count
+        self.failed = _too_many(self.problem_count, self.questions, max_errors)
         self.headline, self.scored_by = "", ""
         self._draws: dict[tuple[str, str], Array] = {}
         self.groups = self._seen.groups()
@@ -113,6 +120,9 @@ class Summary:
         self.rows = [self._row(column) for column in wanted]
 
     def _row(self, column: Column) -> Row:
+        if self.failed:
+            cells = {name: Cell(NOTHING, NOTHING, NOTHING, int(chosen.sum())) for name, chosen in self.groups.items()}
+            return Row(column, cells, np.nan, np.nan)
         cells = {}
         for name, chosen in self.groups.items():
             draws, base = self._draws[column.name, name], self._draws[UNPRUNED, name]
@@ -131,6 +141,8 @@ class Summary:
     ) -> None:
         """Add official numbers and times; `headline` names the number that stands for a row."""
         self.headline, self.scored_by = headline, scored_by
+        if self.failed:
+            return
         base = metrics.get(UNPRUNED, {}).get(headline)
         for place, row in enumerate(self.rows):
             found = metrics.get(row.column.name, {})
@@ -147,7 +159,9 @@ class Summary:
 
     def separations(self) -> list[dict[str, Any]]:
         """Pairs of methods at the same ratio whose difference has an interval without 0, largest first."""
-        found = []
+        found: list[dict[str, Any]] = []
+        if self.failed:
+            return found
         pruned = [row.column for row in self.rows if row.column.method != UNPRUNED]
         for one, other in itertools.combinations(pruned, 2):
             if one.keep_ratio != other.keep_ratio:
@@ -176,7 +190,7 @@ class Summary:
             and row.column.keep_ratio == GATE_RATIO
             and getattr(row.column.pruner(), "layer", None) == 2
         ]
-        loss = -random[0].cells[TOTAL].difference.value if random and self.groups else None
+        loss = -random[0].cells[TOTAL].difference.value if random and self.groups and not self.failed else None
         separated = self.separations()
         return {
             "random_loss_at_10_percent": None if loss is None else round(loss, 6),
@@ -188,6 +202,7 @@ class Summary:
     def to_dict(self) -> dict[str, Any]:
         return {
             "questions": self.questions,
+            **({"failed": self.failed} if self.failed else {}),
             "problems": {"count": self.problem_count, "first": self.problems},
             **({"headline": self.headline} if self.headline else {}),
             **({"needs": self.scored_by} if self.scored_by else {}),
@@ -217,11 +232,11 @@ class _Seen:
         self.problems: list[dict[str, str]] = []
         self.problem_count = 0
 
-    def add(self, item: Item, lines: Sequence[dict[str, Any]]) -> None:
-        if "error" in lines[0]:
+    def add(self, item: Item, lines: Sequence[dict[str, Any]], why: str) -> None:
+        if why:
             self.problem_count += 1
             if self.problem_count <= MOST_PROBLEMS:
-                self.problems.append({"id": item.id, "why": lines[0]["error"]})
+                self.problems.append({"id": item.id, "why": why})
             return
         self.pictures.append(self._names.setdefault(item.picture, item.picture))
         kind = item.kind, item.marks
@@ -243,6 +258,27 @@ class _Seen:
         groups |= {name: scored & np.array([kind == name for kind, _ in self._kinds]) for name in kinds}
         groups |= {name: scored & np.array([name in found for _, found in self._kinds]) for name in marks}
         return {name: chosen for name, chosen in groups.items() if chosen.any()}
+
+
+def _why_failed(wanted: Sequence[Column], lines: Sequence[dict[str, Any]]) -> str:
+    """What went wrong with a question, under the first column where something did; empty if nothing."""
+    found = [(column, line["error"]) for column, line in zip(wanted, lines, strict=True) if "error" in line]
+    if not found:
+        return ""
+    column, why = found[0]
+    return str(why) if len(found) == len(wanted) else f"{column.name}: {why}"
+
+
+def _too_many(failed: int, answered: int, share: float) -> str:
+    total = failed + answered
+    if not answered:
+        return f"not one of {total} questions was answered: there is nothing to score"
+    if failed <= share * total:
+        return ""
+    return (
+        f"{failed} of {total} questions failed, more than --max-errors {share:g} allows: there are no scores. "
+        "Put it right and use another --out folder, or repeat this with a higher --max-errors: the answers are kept"
+    )
 
 
 def _rounded(numbers: Mapping[str, float]) -> dict[str, float | None]:

@@ -129,6 +129,13 @@ class Task:
         """What decides which items there are, for the record."""
         raise NotImplementedError
 
+    def notes(self) -> list[str]:
+        """What is worth saying about the items, once they have been gone through."""
+        return []
+
+    def check_extras(self) -> None:
+        """An `AdaptPruneError` if a package is missing that the task's files need; called before any work."""
+
     def tally(self) -> Tally | None:
         """A fresh one, if the benchmark has official numbers."""
         return None

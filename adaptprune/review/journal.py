@@ -10,9 +10,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from adaptprune.disk import Lock, writing
 from adaptprune.errors import AdaptPruneError
 from adaptprune.review.files import raw_lines, shorten
 
@@ -48,36 +50,29 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        from filelock import FileLock
-
         self.path = path
         self.records: dict[tuple[str, str], dict[str, Any]] = {}
         self.places: dict[tuple[str, str], str] = {}
-        self._lock = FileLock(path.with_name(f".{path.name}.lock"), timeout=0)
+        self._lock = Lock(path.with_name(f".{path.name}.lock"), repr(str(path)))
         self._file: BinaryIO | None = None
         self._end, self._missing = 0, b""
 
     def __enter__(self) -> Journal:
-        from filelock import Timeout
-
         if self.path.is_dir():
             raise AdaptPruneError(f"{str(self.path)!r} is a folder: name a file for the reviews.")
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            self._lock.acquire()
-        except Timeout:
-            raise AdaptPruneError(f"another process is writing to {str(self.path)!r}: wait for it.") from None
-        try:
+        with ExitStack() as undo:
+            undo.enter_context(self._lock)
             self._end, self._missing = self._read() if self.path.exists() else (0, b"")
-        except BaseException:
-            self._lock.release()
-            raise
+            undo.pop_all()
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        self._lock.release()
+        try:
+            if self._file is not None:
+                with writing(self.path):
+                    self._file.close()
+        finally:
+            self._lock.__exit__()
 
     def _read(self) -> tuple[int, bytes]:
         """Read every record; returns where the last one ends, and what its line is short of."""
@@ -97,13 +92,14 @@ class Journal:
 
     def append(self, record: Mapping[str, Any]) -> None:
         """Write one review; it is on the disk when this returns."""
-        if self._file is None:  # not before there is something to write
-            self._file = self.path.open("ab")
-            self._file.truncate(self._end)
-            self._file.write(self._missing)
         line = json.dumps({"format": FORMAT, **record}, ensure_ascii=False).encode("utf-8", "replace") + b"\n"
         assert line.startswith(START)
-        self._file.write(line)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        with writing(self.path):
+            if self._file is None:  # not before there is something to write
+                self._file = self.path.open("ab")
+                self._file.truncate(self._end)
+                self._file.write(self._missing)
+            self._file.write(line)
+            self._file.flush()
+            os.fsync(self._file.fileno())
         self.records[str(record["question_id"]), str(record["variant"])] = {"format": FORMAT, **record}

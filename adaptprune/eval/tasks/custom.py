@@ -1,7 +1,7 @@
 """Any set of questions in LLaVA's jsonl: ``question_id``, ``image`` and ``text`` on each line, pictures in a folder.
 
 If the first line has an ``answer``, too, all should: then the run says how often the two are the same, case and a full
-stop at the end aside. A line without ``image`` is asked without one.
+stop at the end aside. ``image`` may be a list of several; a line without it is asked without a picture.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, jsonl, need
+from adaptprune.eval.files import Bad, jsonl, need
 from adaptprune.eval.metrics import gqa
 from adaptprune.eval.task import Item
 
@@ -45,7 +46,7 @@ class Custom(Benchmark):
         if not need(self.file, "the question file").is_file():
             raise AdaptPruneError(f"{str(self.file)!r} is no file: name the question file (jsonl).")
         need(self.pictures, "the folder of pictures")
-        first = next((found[1] for found in jsonl(self.file) if not isinstance(found, Bad)), {})
+        first: dict[str, Any] = next((found[1] for found in jsonl(self.file) if not isinstance(found, Bad)), {})
         self.scored_by = "" if "answer" in first else "reference"
 
     def files(self) -> list[Path]:
@@ -57,14 +58,14 @@ class Custom(Benchmark):
     def _line(self, place: str, row: dict[str, Any]) -> Item:
         question_id, text = text_of(row, "question_id", "text")
         prompt = text.replace("<image>", "").strip()
-        image = text_of(row, "image")[0] if row.get("image") is not None else ""
-        opened = partial(from_file, self.pictures, image) if image else list
+        names = pictures.named(row)
+        opened = partial(pictures.from_files, self.pictures, names)
         answer = text_of(row, "answer")[0] if row.get("answer") is not None else None
         if answer is None and not self.scored_by:
             raise ValueError("it has no answer, and the first line has one")
         kind = str(row.get("category", "all"))
         return Item(
-            question_id, image or question_id, opened, prompt, answer, kind, question_id=row["question_id"],
+            question_id, "+".join(names) or question_id, opened, prompt, answer, kind, question_id=row["question_id"],
             extra={"prompt": text},
         )  # fmt: skip
 

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, jsonl, load_json
+from adaptprune.eval.files import Bad, jsonl, load_json
 from adaptprune.eval.metrics import gqa
 from adaptprune.eval.submission import JsonList
 from adaptprune.eval.task import Item
@@ -42,12 +43,12 @@ class GQA(Benchmark):
         return build(jsonl(self.path("llava_gqa_testdev_balanced.jsonl")), partial(self._line, truth))
 
     def _line(self, truth: dict[str, tuple[str, str]], place: str, row: dict[str, Any]) -> Item:
-        question_id, image, text = text_of(row, "question_id", "image", "text")
+        question_id, text = text_of(row, "question_id", "text")
+        image, opened = pictures.of_row(self.path("data/images"), row)
         if question_id not in truth:
             raise ValueError(f"{ANNOTATIONS} has no question {question_id!r}")
         answer, structure = truth[question_id]
         kind = "open" if structure == "query" else "binary"
-        opened = partial(from_file, self.path("data/images"), image)
         marks = frozenset({structure} - {""})
         return Item(question_id, image, opened, text, answer, kind, marks, question_id=row["question_id"])
 

@@ -6,12 +6,12 @@ A run writes the answers in the files that the judges read; it gives no score.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import JUDGE, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, jsonl
+from adaptprune.eval.files import Bad, jsonl
 from adaptprune.eval.submission import JsonObject
 from adaptprune.eval.task import Item
 
@@ -25,8 +25,8 @@ class _Judged(Benchmark):
         return build(jsonl(self.path(self.questions)), self._line)
 
     def _line(self, place: str, row: dict[str, Any]) -> Item:
-        question_id, image, text = text_of(row, "question_id", "image", "text")
-        opened = partial(from_file, self.path("images"), image)
+        question_id, text = text_of(row, "question_id", "text")
+        image, opened = pictures.of_row(self.path("images"), row)
         category = str(row.get("category", "all"))
         return Item(question_id, image, opened, text, None, category, question_id=row["question_id"])
 

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 from adaptprune.eval.benchmark import LETTER, SERVER, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, Row, from_cell, from_parquet, parquet, tsv
+from adaptprune.eval.files import CUT, Bad, Row, parquet, tsv
 from adaptprune.eval.metrics import choice
-from adaptprune.eval.submission import Sheet
+from adaptprune.eval.pictures import from_cell, from_parquet
+from adaptprune.eval.submission import Sheet, workbook
 from adaptprune.eval.task import Item
 
 LETTERS = "ABCD"
@@ -50,18 +51,38 @@ class MMBench(Benchmark):
     def read(self) -> Iterator[Item | Bad]:
         if self.shards:
             return build(parquet(self.shards), self._parquet_row)
-        pictures: dict[str, int] = {}  # rows that others take their picture from
-        return build(tsv(self._file, without="image"), partial(self._row, pictures))
+        return build(tsv(self._file, without="image"), self._row)
 
-    def _row(self, pictures: dict[str, int], place: str, row: Row) -> Item:
-        cells = row.cells
-        index = cells["index"]
-        shared = cells["image"] if cells["image"] in pictures else None  # another row's index in place of a picture
-        offset = pictures[shared] if shared else row.offset
-        if not shared:
-            pictures[index] = row.offset
-        picture = shared or str(int(index) % ROTATION)
-        return self._item(picture, partial(from_cell, self._file, offset, "image", f"picture of {index}"), cells)
+    def _row(self, place: str, row: Row) -> Item:
+        index = row.cells["index"]
+        holder, offset = self._picture(index, row)
+        opened = partial(from_cell, self._file, offset, "image", f"picture of {index}")
+        return self._item(str(int(holder) % ROTATION), opened, row.cells)
+
+    def _picture(self, index: str, row: Row) -> tuple[str, int]:
+        """The row that has a row's picture, and where it starts; a cell may hold another row's index in its place."""
+        offset, image, seen = row.offset, row.cells["image"], [index]
+        while image.isascii() and image.isdigit() and len(image) < CUT:
+            if image in seen:
+                raise ValueError(
+                    f"its picture is that of row {' of row '.join([*seen[1:], image])}: they go in a circle"
+                )
+            if image not in self._rows:
+                raise ValueError(f"its picture is that of row {image}, and there is no such row")
+            seen.append(image)
+            offset, image = self._rows[image]
+        return seen[-1], offset
+
+    @cached_property
+    def _rows(self) -> dict[str, tuple[int, str]]:
+        """Where each row starts, and its picture if it is short: another row's index. Read when first needed."""
+        rows: dict[str, tuple[int, str]] = {}
+        for found in tsv(self._file, without="image"):
+            if not isinstance(found, Bad) and {"index", "image"} <= set(found[1].cells):
+                cells = found[1].cells
+                image = cells["image"] if len(cells["image"]) < CUT else ""
+                rows.setdefault(cells["index"], (found[1].offset, image))
+        return rows
 
     def _parquet_row(self, place: str, row: dict[str, Any]) -> Item:
         cells = {name: "" if value is None else value for name, value in row.items()}
@@ -106,6 +127,10 @@ class MMBench(Benchmark):
 
     def tally(self) -> Tally | None:
         return None if self.scored_by else Tally()
+
+    def check_extras(self) -> None:
+        if not self.shards:
+            workbook()
 
     def submission(self, folder: Path, column: str) -> Sheet | None:
         if self.shards:

@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import SHORT, Benchmark, Split, build, text_of
-from adaptprune.eval.files import BOM, Bad, from_file, from_parquet, jsonl, parquet
+from adaptprune.eval.files import Bad, jsonl, parquet
 from adaptprune.eval.metrics import mme
+from adaptprune.eval.sources import Source
 from adaptprune.eval.task import Item
 
 RELEASE = "MME_Benchmark_release_version"
@@ -45,7 +47,8 @@ class MME(Benchmark):
         return build(jsonl(self.path("llava_mme.jsonl")), partial(self._line, labels))
 
     def _line(self, labels: dict[Path, dict[str, str]], place: str, row: dict[str, Any]) -> Item:
-        question_id, image, text, category = text_of(row, "question_id", "image", "text", "category")
+        question_id, text, category = text_of(row, "question_id", "text", "category")
+        image, opened = pictures.of_row(self.path(RELEASE), row)
         asked = text.replace(SHORT.strip(), "").replace(HOW_TO_ANSWER, "").strip()
         file = self._label_file(category, image)
         if file not in labels:
@@ -54,13 +57,13 @@ class MME(Benchmark):
         if asked not in labels[file]:
             raise ValueError(f"{file.name} of {category} has no answer to {asked!r}")
         return self._item(
-            f"{question_id}: {asked}", image, partial(from_file, self.path(RELEASE), image), text,
+            f"{question_id}: {asked}", image, opened, text,
             labels[file][asked], category, question_id=row["question_id"],
         )  # fmt: skip
 
     def _label_file(self, category: str, image: str) -> Path:
         """Four subtasks keep pictures and labels in two folders, the others in one."""
-        folder = self.path(RELEASE) / category
+        folder = self.path(RELEASE) / pictures.inside(self.path(RELEASE), category)
         apart = folder / "questions_answers_YN"
         return (apart if apart.is_dir() else folder) / f"{Path(image).stem}.txt"
 
@@ -68,7 +71,7 @@ class MME(Benchmark):
         question_id, question, answer, category = text_of(row, "question_id", "question", "answer", "category")
         asked = question.replace(HOW_TO_ANSWER, "").strip()
         picture = f"{category}/{question_id}"
-        opened = from_parquet(row["image"], picture)
+        opened = pictures.from_parquet(row["image"], picture)
         return self._item(
             f"{picture}: {asked}", picture, opened, asked + SHORT, answer, category, question_id=question_id
         )
@@ -104,9 +107,9 @@ class Tally:
 
 def _labels(file: Path) -> dict[str, str]:
     """The answer to each question of a picture: a question, a tab and the answer on a line."""
-    try:
-        text = file.read_bytes().removeprefix(BOM).decode()
-    except OSError:
-        raise ValueError(f"there is no label file {str(file)!r}") from None
+    if not file.exists():
+        raise ValueError(f"there is no label file {str(file)!r}")
+    with Source(file, "a text file of labels") as source:
+        text = source.whole().decode()
     pairs = [line.strip().split("\t") for line in text.splitlines() if line.strip()]
     return {pair[0].replace(HOW_TO_ANSWER, "").strip(): pair[-1] for pair in pairs}

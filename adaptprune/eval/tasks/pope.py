@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import SHORT, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, from_parquet, jsonl, parquet
+from adaptprune.eval.files import Bad, jsonl, parquet
 from adaptprune.eval.metrics import yes_no
 from adaptprune.eval.task import Item
 
@@ -49,17 +50,17 @@ class POPE(Benchmark):
         return build(jsonl(self.path("llava_pope_test.jsonl")), partial(self._line, labels))
 
     def _line(self, labels: dict[tuple[str, ...], str], place: str, row: dict[str, Any]) -> Item:
-        question_id, image, text, category = text_of(row, "question_id", "image", "text", "category")
+        question_id, text, category = text_of(row, "question_id", "text", "category")
+        image, opened = pictures.of_row(self.path("val2014"), row)
         label = labels.get((category, image, text.partition("\n")[0]))
         if label is None:
             raise ValueError(f"coco_pope_{category}.json has no label for this question about {image}")
-        opened = partial(from_file, self.path("val2014"), image)
         return Item(question_id, image, opened, text, label, category, question_id=row["question_id"])
 
     def _row(self, place: str, row: dict[str, Any]) -> Item:
         question_id, question, answer, category = text_of(row, "question_id", "question", "answer", "category")
         picture = str(row.get("image_source") or place)
-        opened = from_parquet(row["image"], picture)
+        opened = pictures.from_parquet(row["image"], picture)
         prompt = question.strip() + SHORT
         return Item(f"{category}-{question_id}", picture, opened, prompt, answer.strip().lower(), category)
 

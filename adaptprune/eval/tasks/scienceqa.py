@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import LETTER, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, from_parquet, load_json, parquet
+from adaptprune.eval.files import Bad, load_json, parquet
 from adaptprune.eval.metrics import choice
 from adaptprune.eval.task import Item
 
@@ -46,11 +47,11 @@ class ScienceQA(Benchmark):
     def _line(self, problems: dict[str, Any], place: str, row: dict[str, Any]) -> Item | None:
         if "image" not in row:
             return None
-        name, image = text_of(row, "id", "image")
+        (name,) = text_of(row, "id")
+        image, opened = pictures.of_row(self.path("images/test"), row)
         if name not in problems:
             raise ValueError(f"problems.json has no problem {name!r}")
         asked = row["conversations"][0]["value"].replace("<image>", "").strip()
-        opened = partial(from_file, self.path("images/test"), image)
         return self._item(name, image, opened, asked, problems[name])
 
     def _row(self, place: str, row: dict[str, Any]) -> Item | None:
@@ -59,7 +60,9 @@ class ScienceQA(Benchmark):
         context = f"Context: {row['hint']}\n" if row.get("hint") else ""
         options = "".join(f"\n{letter}. {text}" for letter, text in zip(LETTERS, row["choices"], strict=False))
         name = place.replace(", row ", "-")  # the table has no ids
-        return self._item(name, name, from_parquet(row["image"], place), f"{context}{row['question']}{options}", row)
+        return self._item(
+            name, name, pictures.from_parquet(row["image"], place), f"{context}{row['question']}{options}", row
+        )
 
     def _item(self, name: str, picture: str, opened: Any, asked: str, problem: dict[str, Any]) -> Item:
         options = dict(zip(LETTERS, map(str, problem["choices"]), strict=False))

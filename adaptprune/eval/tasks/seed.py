@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import LETTER, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, from_parquet, jsonl, load_json, parquet
+from adaptprune.eval.files import Bad, jsonl, load_json, parquet
 from adaptprune.eval.submission import JsonLines
 from adaptprune.eval.task import Item
 
@@ -51,19 +52,19 @@ class SEEDBench(Benchmark):
         return build(jsonl(self.path("llava-seed-bench.jsonl")), partial(self._line, names, truth))
 
     def _line(self, names: dict[int, str], truth: dict[str, Any], place: str, row: dict[str, Any]) -> Item:
-        question_id, image, text = text_of(row, "question_id", "image", "text")
+        question_id, text = text_of(row, "question_id", "text")
+        image, opened = pictures.of_row(self.root, row)
         if question_id not in truth:
             raise ValueError(f"SEED-Bench.json has no question {question_id}")
         found = truth[question_id]
-        opened = partial(from_file, self.root, image)
         dimension = names.get(found["question_type_id"], str(found["question_type_id"]))
         return self._item(found, image, opened, text, dimension)
 
     def _row(self, place: str, row: dict[str, Any]) -> Item:
         question_id, question = text_of(row, "question_id", "question")
         options = "".join(f"\n{letter}. {row[f'choice_{letter.lower()}']}" for letter in "ABCD")
-        pictures = row["image"] if isinstance(row["image"], list) else [row["image"]]
-        opened = from_parquet(pictures[len(pictures) // 2], question_id)
+        frames = row["image"] if isinstance(row["image"], list) else [row["image"]]
+        opened = pictures.from_parquet(frames[len(frames) // 2], question_id)
         number = int(row["question_type_id"])
         dimension = DIMENSIONS[number - 1] if 1 <= number <= len(DIMENSIONS) else str(number)
         return self._item(row, str(row.get("data_id", question_id)), opened, question + options + LETTER, dimension)

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import SHORT, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, from_parquet, jsonl, load_json, parquet
+from adaptprune.eval.files import Bad, jsonl, load_json, parquet
 from adaptprune.eval.metrics import vqa
 from adaptprune.eval.task import Item
 
@@ -45,20 +46,20 @@ class TextVQA(Benchmark):
         return build(jsonl(self.path("llava_textvqa_val_v051_ocr.jsonl")), partial(self._line, people))
 
     def _line(self, people: dict[tuple[str, str], tuple[str, ...]], place: str, row: dict[str, Any]) -> Item:
-        image_id, image, text = text_of(row, "question_id", "image", "text")
+        image_id, text = text_of(row, "question_id", "text")
+        image, opened = pictures.of_row(self.path("train_images"), row)
         lines = text.split("\n")
-        asked = next(line for line in lines if not line.startswith(OCR))
+        asked = next((line for line in lines if not line.startswith(OCR)), "")
         answers = people.get((image_id, asked.lower()))
         if answers is None:
             raise ValueError(f"{ANNOTATIONS} has no question {asked!r} about {image_id}")
         prompt = text if self.ocr else "\n".join(line for line in lines if not line.startswith(OCR))
-        opened = partial(from_file, self.path("train_images"), image)
         return self._item(f"{image_id}: {asked}", image, opened, prompt, answers, row["question_id"])
 
     def _row(self, place: str, row: dict[str, Any]) -> Item:
         image_id, question = text_of(row, "image_id", "question")
         read = f"\n{OCR}{', '.join(map(str, row['ocr_tokens']))}" if self.ocr else ""
-        opened = from_parquet(row["image"], image_id)
+        opened = pictures.from_parquet(row["image"], image_id)
         answers = tuple(map(str, row["answers"]))
         return self._item(f"{image_id}: {question}", image_id, opened, question + read + SHORT, answers, image_id)
 

@@ -11,8 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
+from adaptprune.eval import pictures
 from adaptprune.eval.benchmark import SERVER, SHORT, Benchmark, Split, build, text_of
-from adaptprune.eval.files import Bad, from_file, jsonl, load_json
+from adaptprune.eval.files import Bad, jsonl, load_json
 from adaptprune.eval.metrics import vqa
 from adaptprune.eval.submission import JsonList
 from adaptprune.eval.task import Item
@@ -71,7 +72,7 @@ class VQAv2(Benchmark):
             raise ValueError(f"{ANNOTATIONS} has no question {question_id}")
         answers, kind = people[row["question_id"]]
         image = f"COCO_val2014_{int(image_id):012d}.jpg"
-        opened = partial(from_file, self.path("val2014"), image)
+        opened = partial(pictures.from_files, self.path("val2014"), [image])
         expected = tuple(str(one["answer"]) for one in answers)
         return Item(question_id, image, opened, question + SHORT, expected, kind, question_id=row["question_id"])
 
@@ -136,9 +137,9 @@ class VizWiz(Benchmark):
         return build(((f"val.json, question {number}", row) for number, row in enumerate(asked)), self._annotated)
 
     def _annotated(self, place: str, row: dict[str, Any]) -> Item:
-        image, question = text_of(row, "image", "question")
+        (question,) = text_of(row, "question")
+        image, opened = pictures.of_row(self.path("val"), row)
         people = tuple(vqa.normalise(str(one["answer"])) for one in row["answers"])
-        opened = partial(from_file, self.path("val"), image)
         return Item(image, image, opened, question + UNSURE + SHORT, people, str(row.get("answer_type", "")))
 
     def score(self, item: Item, answer: str) -> float | None:
@@ -153,6 +154,6 @@ class VizWiz(Benchmark):
 
 
 def _ask(images: Path, place: str, row: dict[str, Any]) -> Item:
-    question_id, image, text = text_of(row, "question_id", "image", "text")
-    opened = partial(from_file, images, image)
+    question_id, text = text_of(row, "question_id", "text")
+    image, opened = pictures.of_row(images, row)
     return Item(question_id, image, opened, text, None, "all", question_id=row["question_id"])
