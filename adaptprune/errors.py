@@ -8,6 +8,10 @@ class AdaptPruneError(ValueError):
     """
 
 
+class CannotReselect(AdaptPruneError):
+    """Visual tokens of earlier turns cannot be chosen anew over a kept cache of this model: read it anew instead."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, or its type."""
     text = str(error).strip()

@@ -9,15 +9,18 @@ import pytest
 from PIL import Image
 
 import adaptprune
-from adaptprune.chat.session import Quit, Session
+from adaptprune.chat.session import Quit, Session, Settings
 from adaptprune.chat.terminal import completer
-from adaptprune.engines.backend import Said, ServerBackend, Settings
 from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.client import Client, ClientError
-from adaptprune.engines.local import LocalBackend
+from adaptprune.engines.local import LocalEngine
+from adaptprune.engines.protocol import Pruning, never, quiet
+from adaptprune.engines.remote import RemoteEngine
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
+from adaptprune.prompts import Turn
 from adaptprune.serve.app import Settings as ServerSettings
 from adaptprune.serve.guard import Keys
 from tests.commands import run_here
@@ -26,12 +29,16 @@ from tests.serving import live
 KEY = "a-key-for-tests"
 
 
-def never() -> bool:
-    return False
+def turn(role, text, images=()):
+    return Turn(role, [*images, text])
 
 
-def quiet(text: str) -> None:
-    pass
+def how(method=None, keep_ratio=None, reselect=True, max_new_tokens=None) -> Settings:
+    return Settings(Pruning(method, keep_ratio, reselect=reselect), Sampling(max_new_tokens, temperature=0.0))
+
+
+def ask(engine, turns, settings, on_text=quiet, stopping=never):
+    return engine.ask(turns, settings.sampling, settings.pruning, on_text=on_text, stopping=stopping)
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +48,7 @@ def pocket():
 
 @pytest.fixture
 def local(pocket):
-    backend = LocalBackend(*pocket)
+    backend = LocalEngine(*pocket)
     yield backend
     backend.close()
 
@@ -51,7 +58,7 @@ def tiny(checkpoint):
     """A model whose answers run to their full length and depend on every token."""
     model, processor = adaptprune.load(checkpoint)
     model.generation_config.eos_token_id = None
-    backend = LocalBackend(model, processor)
+    backend = LocalEngine(model, processor)
     yield backend
     backend.close()
 
@@ -73,16 +80,16 @@ def noise(seed: int) -> Image.Image:
 
 
 def test_a_second_question_does_not_read_the_first_turn_again(local):
-    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
-    first = local.ask(said, Settings(keep_ratio=0.1), quiet, never)
+    said = [turn("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    first = ask(local, said, how(keep_ratio=0.1))
     assert (first.text, first.read_tokens) == ("orange", first.prompt_tokens)
-    said += [Said("assistant", first.text), Said("user", "What shape is the pink object?")]
+    said += [turn("assistant", first.text), turn("user", "What shape is the pink object?")]
     widths = []
     hook = local.model.model.language_model.layers[0].register_forward_pre_hook(
         lambda module, args, kwargs: widths.append((args[0] if args else kwargs["hidden_states"]).shape[1]),
         with_kwargs=True,
     )
-    second = local.ask(said, Settings(keep_ratio=0.1), quiet, never)
+    second = ask(local, said, how(keep_ratio=0.1))
     hook.remove()
     assert second.text == "heart"
     assert second.prompt_tokens > 576
@@ -93,16 +100,16 @@ def test_a_second_question_does_not_read_the_first_turn_again(local):
 @pytest.mark.parametrize("method", ["adaptprune", "fastv:layer=1", "none"])
 @pytest.mark.parametrize("again", [False, True], ids=["text", "image"])
 def test_going_on_over_the_cache_answers_as_from_the_start(tiny, method, again):
-    settings = Settings(method, None if method == "none" else 0.3, max_new_tokens=6)
-    said = [Said("user", "what is this ?", (noise(1),))]
+    settings = how(method, None if method == "none" else 0.3, max_new_tokens=6)
+    said = [turn("user", "what is this ?", (noise(1),))]
     streamed: list[str] = []
-    said.append(Said("assistant", tiny.ask(said, settings, streamed.append, never).text))
+    said.append(turn("assistant", ask(tiny, said, settings, streamed.append, never).text))
     assert "".join(streamed).strip() == said[-1].text
-    said.append(Said("user", "a b ?", (noise(2),) if again else ()))
-    went_on = tiny.ask(said, settings, quiet, never)
+    said.append(turn("user", "a b ?", (noise(2),) if again else ()))
+    went_on = ask(tiny, said, settings)
     assert went_on.read_tokens < went_on.prompt_tokens
     tiny.reset()
-    anew = tiny.ask(said, settings, quiet, never)
+    anew = ask(tiny, said, settings)
     assert anew.read_tokens == anew.prompt_tokens
     assert went_on.text == anew.text
     assert len(went_on.text.split()) > 3
@@ -112,62 +119,62 @@ def test_going_on_over_the_cache_answers_as_from_the_start(tiny, method, again):
 
 
 def test_reselect_off_keeps_what_the_first_question_chose(local):
-    settings = Settings(keep_ratio=0.1, reselect=False)
-    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
-    said.append(Said("assistant", local.ask(said, settings, quiet, never).text))
-    said.append(Said("user", "What shape is the pink object?"))
-    reply = local.ask(said, settings, quiet, never)
+    settings = how(keep_ratio=0.1, reselect=False)
+    said = [turn("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    said.append(turn("assistant", ask(local, said, settings).text))
+    said.append(turn("user", "What shape is the pink object?"))
+    reply = ask(local, said, settings)
     assert reply.read_tokens < 20
     assert reply.overlay is None
     assert reply.visual_tokens is None
 
 
 def test_stopping_keeps_the_cache_usable(tiny):
-    settings = Settings(keep_ratio=0.5, max_new_tokens=40)
-    said = [Said("user", "what is this ?", (noise(1),))]
+    settings = how(keep_ratio=0.5, max_new_tokens=40)
+    said = [turn("user", "what is this ?", (noise(1),))]
     pieces: list[str] = []
-    stopped = tiny.ask(said, settings, pieces.append, lambda: len(pieces) > 3)
+    stopped = ask(tiny, said, settings, pieces.append, lambda: len(pieces) > 3)
     assert stopped.stopped
     assert stopped.new_tokens < 40
-    said += [Said("assistant", stopped.text), Said("user", "a ?")]
-    went_on = tiny.ask(said, settings, quiet, never)
+    said += [turn("assistant", stopped.text), turn("user", "a ?")]
+    went_on = ask(tiny, said, settings)
     assert went_on.read_tokens < went_on.prompt_tokens
     tiny.reset()
-    assert tiny.ask(said, settings, quiet, never).text == went_on.text
+    assert ask(tiny, said, settings).text == went_on.text
 
 
 def test_a_failure_leaves_the_backend_as_new(tiny, monkeypatch):
-    said = [Said("user", "what ?", (noise(1),))]
-    before = tiny.ask(said, Settings(max_new_tokens=4), quiet, never)
+    said = [turn("user", "what ?", (noise(1),))]
+    before = ask(tiny, said, how(max_new_tokens=4))
 
     def broken(text: str) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        tiny.ask([Said("user", "b ?", (noise(2),))], Settings(max_new_tokens=4), broken, never)
-    assert tiny.ask(said, Settings(max_new_tokens=4), quiet, never).text == before.text
+        ask(tiny, [turn("user", "b ?", (noise(2),))], how(max_new_tokens=4), broken, never)
+    assert ask(tiny, said, how(max_new_tokens=4)).text == before.text
 
 
 def test_another_method_reads_anew_and_a_wrong_one_changes_nothing(local):
-    said = [Said("user", "What colour is the triangle?", (open_image("example:cloth"),))]
-    local.ask(said, Settings(keep_ratio=0.1), quiet, never)
-    for wrong in (Settings("fastv:layer=99"), Settings("nonsense"), Settings(keep_ratio=2)):
+    said = [turn("user", "What colour is the triangle?", (open_image("example:cloth"),))]
+    ask(local, said, how(keep_ratio=0.1))
+    for wrong in (how("fastv:layer=99"), how("nonsense"), how(keep_ratio=2)):
         with pytest.raises(AdaptPruneError):
-            local.check(wrong)
-    more = [*said, Said("assistant", "orange"), Said("user", "What shape is the pink object?")]
-    assert local.ask(more, Settings(keep_ratio=0.1), quiet, never).text == "heart"
-    changed = local.ask(more, Settings("fastv", 0.5), quiet, never)
+            local.check(wrong.pruning)
+    more = [*said, turn("assistant", "orange"), turn("user", "What shape is the pink object?")]
+    assert ask(local, more, how(keep_ratio=0.1)).text == "heart"
+    changed = ask(local, more, how("fastv", 0.5))
     assert changed.read_tokens == changed.prompt_tokens
     assert changed.visual_tokens_kept == 288
-    unpruned = local.ask(more, Settings("none"), quiet, never)
+    unpruned = ask(local, more, how("none"))
     assert unpruned.read_tokens == unpruned.prompt_tokens
     assert unpruned.visual_tokens is None
 
 
 def test_a_full_context_is_said(tiny):
     limit = tiny.model.config.get_text_config().max_position_embeddings
-    with pytest.raises(AdaptPruneError, match=f"context of {limit}: begin a new one with /reset"):
-        tiny.ask([Said("user", "a " * (limit + 1))], Settings("none"), quiet, never)
+    with pytest.raises(AdaptPruneError, match=f"model's context of {limit}. Shorten the conversation"):
+        ask(tiny, [turn("user", "a " * (limit + 1))], how("none"))
 
 
 # -- commands ---------------------------------------------------------------------------------------------------------
@@ -176,7 +183,7 @@ def test_a_full_context_is_said(tiny):
 @pytest.fixture
 def session(local):
     told: list[str] = []
-    one = Session(local, Settings(keep_ratio=0.1), told.append)
+    one = Session(local, how(keep_ratio=0.1), told.append)
     one.told = told
     return one
 
@@ -200,11 +207,11 @@ def test_a_session(session, tmp_path, monkeypatch):
     assert session.told[-1].startswith("method fastv, keep_ratio 0.5, reselect on; the conversation is read anew")
     assert enter(session, "What colour is the triangle?").visual_tokens_kept == 288
     enter(session, "/method none")
-    assert session.settings.keep_ratio is None
+    assert session.settings.pruning.keep_ratio is None
     enter(session, "/prune 0.2")
-    assert (session.settings.method, session.settings.keep_ratio) == ("adaptprune", 0.2)
+    assert (session.settings.pruning.method, session.settings.pruning.keep_ratio) == ("adaptprune", 0.2)
     enter(session, "/reselect off", "/reset")
-    assert session.said == []
+    assert session.turns == []
     enter(session, "/help")
     assert all(any(f"/{name}" in line for line in session.told) for name in Session.COMMANDS)
     with pytest.raises(Quit):
@@ -238,7 +245,7 @@ def test_mistakes_change_nothing(session, line, message):
         enter(session, line)
     assert message in str(caught.value)
     assert session.settings == settings
-    assert session.said == []
+    assert session.turns == []
 
 
 def test_an_existing_file_is_not_written_over(session, tmp_path):
@@ -253,13 +260,13 @@ def test_a_failed_question_keeps_its_images(session, monkeypatch):
     enter(session, "/image example:cloth")
     with monkeypatch.context() as patch:
 
-        def broken(*args):
+        def broken(*args, **options):
             raise AdaptPruneError("the server is gone")
 
-        patch.setattr(session.backend, "ask", broken)
+        patch.setattr(session.engine, "ask", broken)
         with pytest.raises(AdaptPruneError, match="gone"):
             enter(session, "What colour is the triangle?")
-    assert session.said == []
+    assert session.turns == []
     assert enter(session, "What colour is the triangle?").text == "orange"
 
 
@@ -287,7 +294,7 @@ def test_what_tab_offers(tmp_path, monkeypatch):
 
 def test_the_same_over_a_server(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    session = Session(ServerBackend(Client(server.url + "/v1", KEY)), Settings(None), quiet)
+    session = Session(RemoteEngine(Client(server.url + "/v1", KEY)), how(), quiet)
     enter(session, "/image example:cloth")
     assert enter(session, "What colour is the triangle?").visual_tokens_kept == 144  # the server's own default
     enter(session, "/prune 0.1")
@@ -305,17 +312,17 @@ def test_the_same_over_a_server(server, tmp_path, monkeypatch):
 
 def test_what_a_server_refuses_is_said_in_its_words(server):
     with pytest.raises(ClientError, match="401"):
-        ServerBackend(Client(server.url, "another-key"))
+        RemoteEngine(Client(server.url, "another-key"))
     with pytest.raises(AdaptPruneError, match="no model 'pockt'. Did you mean 'pocket'"):
-        ServerBackend(Client(server.url, KEY), "pockt")
+        RemoteEngine(Client(server.url, KEY), "pockt")
     with pytest.raises(ClientError, match="cannot be reached .*is it running"):
         Client("http://127.0.0.1:9").models()
     with pytest.raises(AdaptPruneError, match="write an address"):
         Client("localhost:8000")
-    session = Session(ServerBackend(Client(server.url, KEY)), Settings(None), quiet)
+    session = Session(RemoteEngine(Client(server.url, KEY)), how(), quiet)
     with pytest.raises(ClientError, match=r"refused \(400\).*layer=99"):
         enter(session, "/method fastv:layer=99", "/image example:cloth", "What?")
-    assert session.said == []
+    assert session.turns == []
 
 
 # -- at the terminal --------------------------------------------------------------------------------------------------

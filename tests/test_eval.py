@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from adaptprune import AdaptPruneError
-from adaptprune.engines.transformers import TransformersEngine
+from adaptprune.engines import LocalEngine, Pruning, Sampling
 from adaptprune.eval import api
 from adaptprune.eval.answers import read
+from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import UNPRUNED, Column, columns
 from adaptprune.eval.page import write_page
 from adaptprune.eval.report import ahead, by_column, by_group, markdown, plot, table_csv
@@ -23,6 +24,7 @@ from adaptprune.eval.summary import TOTAL, Summary
 from adaptprune.eval.task import Item, Task
 from adaptprune.eval.tasks.tabletop import KINDS, Tabletop, mentioned
 from adaptprune.models import load
+from adaptprune.prompts import question
 
 
 class Toy(Task):
@@ -59,8 +61,9 @@ def contents(folder):
 
 
 def run(loaded, folder, wanted, **options):
-    options = {"batch_size": 5, "max_new_tokens": 3, **options}
-    files = Runner(*loaded, folder, **options).run(Toy(), wanted)
+    options = {"max_new_tokens": 3, **options}
+    with Asker(*loaded, "model", options.pop("batch_size", 5)) as asker:
+        files = Runner(asker, folder, **options).run(Toy(), wanted)
     return {name: list(read(path)) for name, path in files.items()}
 
 
@@ -81,11 +84,12 @@ def test_a_run_answers_every_item_in_order(loaded, tmp_path):
 def test_answers_are_those_of_the_engine(loaded, tmp_path):
     """Encoding pictures once for several questions and columns changes nothing."""
     answers = run(loaded, tmp_path, columns(["fastv"], [0.25]), batch_size=4)
-    engine = TransformersEngine(*loaded)
+    engine, sampling = LocalEngine(*loaded), Sampling(3, temperature=0.0)
     for item, plain, pruned in zip(Toy().items(), answers["unpruned"], answers["fastv@0.25"], strict=True):
-        pruner = Column("fastv", 0.25).pruner()
-        assert engine.answer(item.images(), item.prompt, max_new_tokens=3).text == plain["answer"]
-        assert engine.answer(item.images(), item.prompt, pruner, max_new_tokens=3).text == pruned["answer"]
+        turns = question(item.prompt, item.images())
+        assert engine.ask(turns, sampling, Pruning("none")).text == plain["answer"]
+        assert engine.ask(turns, sampling, Pruning("fastv", 0.25)).text == pruned["answer"]
+    engine.close()
 
 
 @pytest.mark.parametrize("damage", ["cut line", "cut batch", "column missing", "garbage", "a number", "nothing"])
@@ -250,7 +254,8 @@ def test_the_page_shows_two_rules_side_by_side(loaded, tmp_path):
     wanted = columns(["adaptprune", "adaptprune:keys=previous", "fastv", "downsample"], [0.5, 0.25, 0.1])
     chosen = api._for_page(wanted)
     assert [column.name for column in chosen] == ["adaptprune@0.1", "fastv@0.1"]
-    write_page(TransformersEngine(*loaded), Toy(), chosen, tmp_path / "page.html", count=5)
+    with Asker(*loaded, "model", 4) as asker:
+        write_page(asker.engine, Toy(), chosen, tmp_path / "page.html", count=5)
     page = (tmp_path / "page.html").read_text()
     assert page.count("<section>") == 5
     assert page.count("data:image/webp;base64,") == 15

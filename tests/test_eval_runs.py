@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -17,11 +18,13 @@ from PIL import Image
 
 from adaptprune import AdaptPruneError
 from adaptprune.cli import main
-from adaptprune.engines.transformers import TransformersEngine
-from adaptprune.eval import api, protocol, speed
+from adaptprune.engines import LocalEngine, Pruning, Sampling
+from adaptprune.eval import api, speed
 from adaptprune.eval.ahead import Failed, ahead, batches
 from adaptprune.eval.answers import read
+from adaptprune.prompts import Prompter, formats, question
 from adaptprune.tabletop.export import export_llava
+from adaptprune.testing.zoo import specimen
 from tests.benchmarks import jpeg, lines, put
 
 ROOT = Path(__file__).parents[1]
@@ -64,9 +67,9 @@ def test_a_custom_set_in_llavas_fields(tabletop, pocket, tmp_path):
     assert {row["model_id"] for row in rows} == {"pocket fastv@0.1"}
     assert len({row["answer_id"] for row in rows}) == 6
     assert result.summary.rows[0].cells["total"].accuracy.value > 0.4  # the pocket model knows these
-    engine = TransformersEngine(*pocket.loaded)
+    engine = LocalEngine(*pocket.loaded)
     item = next(iter(custom(tabletop).items()))
-    said = engine.answer(item.images(), item.prompt, None, max_new_tokens=8).text
+    said = engine.ask(question(item.prompt, item.images()), Sampling(8, temperature=0.0), Pruning("none")).text
     assert json.loads((tmp_path / "run/llava/unpruned.jsonl").read_text().splitlines()[0])["text"] == said
 
 
@@ -145,7 +148,7 @@ def test_bad_questions_are_told_counted_and_passed_over(pocket, tmp_path):
         "2": "is damaged or cut off", "3": "there is no file",
         "5": "is not an image", "#5": "q.jsonl, line 6 has no 'text'", "#6": "q.jsonl, line 7 is not JSON",
         "#7": "q.jsonl, line 9 is a JSON list, not an object", "#8": "q.jsonl, line 10 is not UTF-8",
-        "#9": "its 'text' is a list, not text", "8": "is outside of", "9": "tokens", "10": "is not valid text",
+        "#9": "its 'text' is a list, not text", "8": "is outside of", "9": "tokens", "10": "half of a surrogate pair",
     }.items():  # fmt: skip
         assert text in why[name], (name, why[name])
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -237,32 +240,33 @@ def test_pictures_are_made_ahead_in_order_and_failures_stay_where_they_are():
 
 
 def test_llavas_protocol():
-    means = [0.48145466, 0.4578275, 0.40821073]
-    picture = SimpleNamespace(image_mean=means)
-    processor = SimpleNamespace(image_token="<image>", chat_template=None, image_processor=picture)
-    text = protocol.prompt_text("llava-1.5", processor, "Is it red?", 1)
-    assert text == (
+    processor = copy.deepcopy(specimen("llava").processor)
+    processor.chat_template = None
+    prompter, plain = Prompter(processor, protocol="llava-1.5"), Prompter(processor)
+    wide = Image.new("RGB", (8, 4), "red")
+    assert prompter.text(question("Is it red?", [wide])) == (
         "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, "
         "detailed, and polite answers to the user's questions. USER: <image>\nIs it red? ASSISTANT:"
     )
-    assert protocol.prompt_text("model", processor, "Is it red?", 1) == "USER: <image>\nIs it red? ASSISTANT:"
-    wide = Image.new("RGB", (8, 4), "red")
-    padded = protocol.square("llava-1.5", processor, wide)
+    assert plain.text(question("Is it red?", [wide])) == "USER: <image>\nIs it red? ASSISTANT:"
+    padded = prompter.format.picture(processor, wide)
     assert padded.size == (8, 8)
     assert padded.getpixel((0, 0)) == padded.getpixel((7, 7)) == (122, 116, 104)
     assert padded.getpixel((0, 2)) == padded.getpixel((7, 5)) == (255, 0, 0)
-    assert protocol.square("model", processor, wide) is wide
+    assert plain.format.picture(processor, wide) is wide
+    whole, cut = (one.inputs(question("a", [wide]))["pixel_values"] for one in (prompter, plain))
+    assert not torch.equal(whole, cut)  # what the processor is given
 
     def config(model_type, text_type, vocabulary):
         text = SimpleNamespace(model_type=text_type, vocab_size=vocabulary)
         return SimpleNamespace(model_type=model_type, get_text_config=lambda: text)
 
-    assert protocol.pick("auto", config("llava", "llama", 32064)) == "llava-1.5"
-    assert protocol.pick("auto", config("llava", "mistral", 32064)) == "model"
-    assert protocol.pick("auto", config("llava", "qwen3", 256)) == "model"
-    assert protocol.pick("llava-1.5", config("llava", "qwen3", 256)) == "llava-1.5"
+    assert formats.pick("auto", config("llava", "llama", 32064)) == "llava-1.5"
+    assert formats.pick("auto", config("llava", "mistral", 32064)) == "model"
+    assert formats.pick("auto", config("llava", "qwen3", 256)) == "model"
+    assert formats.pick("llava-1.5", config("llava", "qwen3", 256)) == "llava-1.5"
     with pytest.raises(AdaptPruneError, match="unknown protocol 'lava'. Did you mean 'llava-1.5'"):
-        protocol.pick("lava", None)
+        formats.pick("lava", None)
 
 
 def test_speed_is_worked_out_by_hand(tmp_path):
@@ -282,8 +286,8 @@ def test_speed_is_worked_out_by_hand(tmp_path):
 def test_kv_bytes_are_those_of_the_prompt(tabletop, pocket, tmp_path):
     result = run(custom(tabletop, limit=1), tmp_path, pocket, batch_size=1)
     model, processor = pocket.loaded
-    engine, item = TransformersEngine(model, processor), next(iter(custom(tabletop).items()))
-    inputs = engine.inputs(item.images(), item.prompt)
+    item = next(iter(custom(tabletop).items()))
+    inputs = Prompter(processor, model).inputs(question(item.prompt, item.images()))
     with torch.inference_mode():
         cache = model(**inputs).past_key_values
     held = sum(t.numel() * t.element_size() for layer in cache.layers for t in (layer.keys, layer.values))

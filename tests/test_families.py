@@ -9,15 +9,16 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError
-from adaptprune.engines.transformers import TransformersEngine
+from adaptprune.engines import LocalEngine, Pruning, Sampling
 from adaptprune.families import family_of, since
 from adaptprune.hooks.seams import parts_of
 from adaptprune.hooks.seams.versions import reaches
+from adaptprune.prompts import question
 from adaptprune.pruner import Pruner
 from adaptprune.testing.oracle import attends, decoder_layers
 from adaptprune.testing.specimen import LAYERS, PAD
 from adaptprune.testing.zoo import FILES, SPECIMENS
-from adaptprune.viz import CELL, GAP, overlay, pictures_seen
+from adaptprune.viz import CELL, GAP
 from tests.asking import far
 from tests.families import (
     FAMILY,
@@ -241,17 +242,14 @@ def test_padding_is_not_read(family):
 def test_the_engine_answers_and_draws(family):
     """Prompt, picture, answer, timings and the overlay, as the command line has them."""
     one = specimen(family)
-    engine = TransformersEngine(one.model, one.processor)
-    if one.placeholder != getattr(one.processor, "image_token", "<image>"):  # its chat template would say more
-        one.processor.chat_template = "{{ messages[0].content[-1].text }} " + one.placeholder + " w1"
-    images = one.pictures(1)
+    engine = LocalEngine(one.model, one.processor)
     pruner = adaptprune.make_pruner(**suiting(family), keep_ratio=0.3)
-    answer = engine.answer(images, "w3 w4 w5", pruner, max_new_tokens=4)
+    turns = question("w3 w4 w5", one.pictures(1))
+    answer = engine.ask(turns, Sampling(4, temperature=0.0), Pruning(pruner))
+    engine.close()
     assert answer.report.samples[0].num_kept == int(0.3 * answer.report.samples[0].num_visual)
-    assert answer.timings.new_tokens == 4
-    (sample,) = answer.report.samples
-    seen = pictures_seen(one.processor, answer.inputs, sample)
-    picture = overlay(images, sample, seen)
+    assert answer.new_tokens == 4
+    (sample,), picture = answer.report.samples, answer.overlay
     widths = [columns for _, _, columns in sample.grids]
     assert picture.width == sum(widths) * CELL + GAP * (len(widths) - 1)
     assert picture.height == max(rows for _, rows, _ in sample.grids) * CELL

@@ -20,7 +20,7 @@ from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.errors import refused
 from adaptprune.engines.protocol import KEPT_CACHE, PICTURES, Answer, Pruning, never, quiet
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.families import family_of
 from adaptprune.hooks import PruneHandle, prune
 from adaptprune.hooks.seams import cache as kv
@@ -54,7 +54,8 @@ class LocalEngine:
         self._family = family_of(model.config)
         self._prompter = Prompter(processor, model, protocol)
         self._handle: PruneHandle | None = None
-        self._pruned_as: tuple[str | None, bool] | None = None
+        self._pruned_as: tuple[str, bool] | None = None  # the rule, and whether it chooses anew at every question
+        self._anew = False  # the model has to read anew to choose anew
         self.reset()
 
     def check(self, pruning: Pruning) -> None:
@@ -88,6 +89,23 @@ class LocalEngine:
         sampling, pruning = sampling or Sampling(), pruning or Pruning()
         options = sampling_options(sampling)
         self._prepare(pruning)
+        try:
+            return self._answer(turns, sampling, options, pruning.reselect, on_text, stopping)
+        except CannotReselect:  # found out by the first prompt, of which nothing has been said yet
+            assert self._handle is not None
+            self._anew = True
+            self._prune(self._handle.pruner, pruning.reselect)
+            return self._answer(turns, sampling, options, pruning.reselect, on_text, stopping)
+
+    def _answer(
+        self,
+        turns: Sequence[Turn],
+        sampling: Sampling,
+        options: dict[str, Any],
+        reselect: bool,
+        on_text: Callable[[str], None],
+        stopping: Callable[[], bool],
+    ) -> Answer:
         images = images_of(turns)
         full = self._inputs(turns)
         ids = full["input_ids"]
@@ -124,7 +142,7 @@ class LocalEngine:
             1000 * (stream.arrivals[0] - start),
             1000 * (end - start),
         )
-        self._tell_pruning(answer, full, images if pruning.reselect else fresh)
+        self._tell_pruning(answer, full, images if reselect or not common else fresh)
         return answer
 
     def _tell_pruning(self, answer: Answer, full: dict[str, Tensor], images: list[Image.Image]) -> None:
@@ -154,22 +172,30 @@ class LocalEngine:
             self.reset()
 
     def _prune(self, pruner: Pruner, reselect: bool) -> None:
-        before = self._handle
+        before, was = self._handle, self._pruned_as
         self._unprune()
         try:
-            # where a token sees later ones, choosing anew has to read anew: `_keep_common` does
-            self._handle = prune(self.model, pruner, reselect=reselect and self._family.causal)
+            self._handle = self._pruned(pruner, reselect)
         except AdaptPruneError:
-            if before is not None:
-                self._handle = prune(self.model, before.pruner, reselect=bool(self._pruned_as and self._pruned_as[1]))
+            if before is not None and was is not None:
+                self._handle, self._pruned_as = self._pruned(before.pruner, was[1]), was
             raise
         self._pruned_as = (pruner.spec(), reselect)
         self.reset()
 
+    def _pruned(self, pruner: Pruner, reselect: bool) -> PruneHandle:
+        """Put hooks on. Where nothing can be chosen anew over a kept cache, it is done by reading anew."""
+        if reselect and not self._anew:
+            try:
+                return prune(self.model, pruner, reselect=True)
+            except CannotReselect:
+                self._anew = True
+        return prune(self.model, pruner)
+
     def _unprune(self) -> None:
         if self._handle is not None:
             self._handle.remove()
-        self._handle = None
+        self._handle = self._pruned_as = None
 
     # -- the conversation and the cache -------------------------------------------------------------------------------
 
@@ -184,7 +210,8 @@ class LocalEngine:
         """Cut the cache down to what it has in common with a prompt; how many tokens that are."""
         known = len(self._images)
         same = known <= len(images) and all(a is b for a, b in zip(self._images, images[:known], strict=True))
-        if not same or (not self._family.causal and (len(images) > known or self._handle is not None)):
+        reads_anew = self._anew and self._pruned_as is not None and self._pruned_as[1]
+        if not same or reads_anew or (not self._family.causal and (len(images) > known or self._handle is not None)):
             self.reset()
         common = 0
         for one, other in zip(self._held, ids[:-1], strict=False):  # the last token has to be read, to be answered

@@ -18,16 +18,17 @@ from adaptprune.checks import whole
 from adaptprune.disk import Lock, write_text, write_whole
 from adaptprune.doctor import versions
 from adaptprune.errors import AdaptPruneError
+from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import DOWNSAMPLE, UNPRUNED, Column, columns
 from adaptprune.eval.outcome import summarise, write_reports
-from adaptprune.eval.page import AsEvaluated, write_page
-from adaptprune.eval.protocol import AUTO, pick
+from adaptprune.eval.page import write_page
 from adaptprune.eval.report import plot_problem
 from adaptprune.eval.runner import Runner
 from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Task
 from adaptprune.methods import list_methods
 from adaptprune.models import POCKET, load
+from adaptprune.prompts.formats import AUTO, pick
 
 MAX_ERRORS = 0.05
 MOST_CHANGES = 4  # that a message names
@@ -138,20 +139,24 @@ class Plan:
             chosen = pick(self.record["protocol"], loaded.config)
             write_record(self.folder, self.record, loaded, chosen)
             total(self.count * len(self.wanted))
-            runner = Runner(
-                loaded, processor, self.folder, batch_size=self.record["batch_size"],
-                max_new_tokens=self.record["max_new_tokens"], protocol=chosen, workers=self.workers, progress=progress,
-            )  # fmt: skip
-            files = runner.run(self.task, self.wanted, self.count)
-            summary = summarise(self.task, self.wanted, self.folder, files, self.model.name, self.max_errors)
-            for column, path in self.named.items():
-                write_whole(path, partial(shutil.copyfile, self.folder / "llava" / f"{column.file}.jsonl"))
-            write_reports(summary, self.folder, f"{self.task.name}, {self.model.name}")
-            shown = _for_page(self.wanted)
-            if shown and self.examples and summary.questions:
-                engine = AsEvaluated(loaded, processor, chosen)
-                write_page(engine, self.task, shown, self.folder / "examples.html", self.examples)
+            with Asker(loaded, processor, chosen, self.record["batch_size"]) as asker:
+                runner = Runner(
+                    asker, self.folder, max_new_tokens=self.record["max_new_tokens"], workers=self.workers,
+                    progress=progress,
+                )  # fmt: skip
+                files = runner.run(self.task, self.wanted, self.count)
+                summary = self._report(files)
+                shown = _for_page(self.wanted)
+                if shown and self.examples and summary.questions:
+                    write_page(asker.engine, self.task, shown, self.folder / "examples.html", self.examples)
         return Result(summary, self.folder)
+
+    def _report(self, files: dict[str, Path]) -> Summary:
+        summary = summarise(self.task, self.wanted, self.folder, files, self.model.name, self.max_errors)
+        for column, path in self.named.items():
+            write_whole(path, partial(shutil.copyfile, self.folder / "llava" / f"{column.file}.jsonl"))
+        write_reports(summary, self.folder, f"{self.task.name}, {self.model.name}")
+        return summary
 
 
 def prepare(

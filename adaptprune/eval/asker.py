@@ -1,121 +1,158 @@
-"""A batch of questions to model inputs to greedy answers, under one column, with its times. Knows nothing of files."""
+"""A batch of questions to answers under one column, by the batch engine, with its times. Knows nothing of files."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
-import torch
 from PIL import Image
-from torch import Tensor
-from transformers import StoppingCriteriaList
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.engines.batch.ask import Question, ask_all
+from adaptprune.engines.batch.engine import Engine
+from adaptprune.engines.batch.jobs import Sampling, Usage
+from adaptprune.engines.batch.limits import EngineLimits
+from adaptprune.engines.errors import EngineError
+from adaptprune.engines.protocol import Answer
 from adaptprune.eval import speed
 from adaptprune.eval.columns import DOWNSAMPLE, Column
-from adaptprune.eval.protocol import prompt_text
 from adaptprune.eval.task import Item
-from adaptprune.hooks import prune
-from adaptprune.hooks.seams import cache as kv
-from adaptprune.hooks.seams import parts, processors
+from adaptprune.hooks.seams import processors
 from adaptprune.methods.pool import cells
-from adaptprune.pruner import budget
+from adaptprune.prompts import Turn, question
+from adaptprune.pruner import Pruner, budget
+
+MOST = 2**31
 
 
 class Asker:
-    """A loaded model, its processor, and how questions are put to it (see `adaptprune.eval.protocol`)."""
+    """Puts questions to a loaded model; a context, in which its engine runs.
 
-    def __init__(self, model: Any, processor: Any, protocol: str) -> None:
-        self.model, self.processor, self.protocol = model, processor, protocol
+    Parameters
+    ----------
+    model, processor
+        As `adaptprune.load` gives them.
+    protocol : str
+        How prompts are written, see `adaptprune.prompts.formats`.
+    batch_size : int
+        Questions that are answered at the same time.
+    """
 
-    def unfit(self, prompt: str, images: int, max_new_tokens: int) -> str:
-        """Why a prompt cannot be given to the model; empty if it can."""
-        try:
-            text = prompt_text(self.protocol, self.processor, prompt, 0)
-        except AdaptPruneError as error:
-            return str(error)
-        limit = parts.context(self.model.config)
-        if limit is None:
-            return ""
-        tower = self.model.config.vision_config
-        tokens = (
-            len(processors.tokenizer_of(self.processor)(text)["input_ids"])
-            + images * (tower.image_size // tower.patch_size) ** 2
+    def __init__(self, model: Any, processor: Any, protocol: str, batch_size: int) -> None:
+        self.model, self.processor, self.batch_size = model, processor, batch_size
+        self._protocol = protocol
+        self._encode_ms: dict[tuple[str, str], float] = {}
+        self._made: dict[Hashable, tuple[Sequence[Turn], Callable[[], Any]]] = {}
+
+    def __enter__(self) -> Asker:
+        limits = EngineLimits(self.batch_size, MOST, MOST, timeout=math.inf, prompts_per_step=self.batch_size)
+        # pictures of a batch, and as many again for a column that makes them smaller
+        self.engine = Engine(
+            "evaluation", self.model, self.processor, limits, protocol=self._protocol, remember=2 * self.batch_size
         )
-        if tokens + max_new_tokens <= limit:
-            return ""
-        return (
-            f"its prompt has about {tokens} tokens and the answer may have {max_new_tokens}: more than "
-            f"the model's context of {limit}; lower --max-new-tokens"
-        )
+        self.engine.start()
+        return self
 
-    def smaller(self, column: Column) -> tuple[int, int] | None:
-        """Rows and columns of patches of the picture that the downsampling column gives the model."""
+    def __exit__(self, *_: Any) -> None:
+        self.engine.stop()
+
+    def forget(self) -> None:
+        """Drop what was made of the questions and pictures so far; before others are asked."""
+        self.engine.forget()
+        self._encode_ms.clear()
+        self._made.clear()
+
+    def ask(
+        self,
+        items: Sequence[Item],
+        pictures: Mapping[str, Sequence[Image.Image]],
+        column: Column,
+        max_new_tokens: int,
+        start: int = 0,
+    ) -> tuple[list[Answer | EngineError], speed.Batch | None]:
+        """Greedy answers, or why there is none, in the items' order; and how long they took, if there is any.
+
+        Parameters
+        ----------
+        pictures : mapping of str to sequence of PIL images
+            By `Item.picture`. Those of one item are encoded once for all that share them, and for all columns.
+        start : int
+            The first item's place among all.
+        """
+        conversations = [question(item.prompt, pictures[item.picture]) for item in items]
+        names = [item.picture for item in items]
+        return self.converse(conversations, names, column, max_new_tokens, start)
+
+    def converse(
+        self,
+        conversations: Sequence[Sequence[Turn]],
+        names: Sequence[str],
+        column: Column,
+        max_new_tokens: int,
+        start: int = 0,
+    ) -> tuple[list[Answer | EngineError], speed.Batch | None]:
+        """As `ask`; `names` are those of the conversations' pictures."""
+        sampling = Sampling(max_new_tokens, temperature=0.0)
+        asked = [self._question((start, place), turns, column, sampling) for place, turns in enumerate(conversations)]
+        found, milliseconds = ask_all(self.engine, asked)
+        usages = {name: one[1] for name, one in zip(names, found, strict=True) if not isinstance(one, EngineError)}
+        done = [one[1] for one in found if not isinstance(one, EngineError)]
+        answers = [one if isinstance(one, EngineError) else one[0] for one in found]
+        return answers, self._times(usages, done, milliseconds, column, start) if done else None
+
+    def _question(self, place: tuple[int, int], turns: Sequence[Turn], column: Column, sampling: Sampling) -> Question:
         if column.method != DOWNSAMPLE:
-            return None
+            return self._prepared((place, ""), turns, sampling, column.pruner())
+        key = (place, column.name)
+        if not processors.crops(self.processor):  # pictures of any size: as many tokens as it has pixels
+            smaller = [_smaller(turn, column.keep_ratio) for turn in turns]
+            return self._prepared(key, smaller, sampling, None)
         tower = self.model.config.vision_config
         side = tower.image_size // tower.patch_size
-        return cells(side, side, budget(column.keep_ratio, side * side))
+        height, width = (tower.patch_size * count for count in cells(side, side, budget(column.keep_ratio, side**2)))
+        pixels = {"height": height, "width": width}
+        made = self._prepared(key, turns, sampling, None, size=pixels, crop_size=pixels)
+        return replace(made, encoding={"interpolate_pos_encoding": True})
 
-    def inputs(
-        self, items: Sequence[Item], pictures: Mapping[str, list[Image.Image]], size: tuple[int, int] | None = None
-    ) -> tuple[dict[str, Any], float]:
-        """Model inputs, and the milliseconds of the vision tower: images are encoded once for all columns."""
-        counts = [len(pictures[item.picture]) for item in items]
-        text = [
-            prompt_text(self.protocol, self.processor, item.prompt, count)
-            for item, count in zip(items, counts, strict=True)
-        ]
-        options: dict[str, Any] = {}
-        if size is not None:
-            patch = self.model.config.vision_config.patch_size
-            pixels = {"height": size[0] * patch, "width": size[1] * patch}
-            options = {"size": pixels, "crop_size": pixels}
-        images = [image for item in items for image in pictures[item.picture]]
-        made = self.processor(images=images or None, text=text, padding=True, return_tensors="pt", **options)
-        made = made.to(self.model.device, self.model.dtype)
-        inputs = {"input_ids": made["input_ids"], "attention_mask": made["attention_mask"]}
-        if not images:
-            return inputs, 0.0
-        places: dict[str, list[int]] = {}  # of each picture's images among those of the whole batch
-        start = 0
-        for item, count in zip(items, counts, strict=True):
-            places.setdefault(item.picture, list(range(start, start + count)))
-            start += count
-        first = [place for indices in places.values() for place in indices]
-        interpolate = {"interpolate_pos_encoding": True} if size is not None else {}
-        begin = speed.now(self.model.device)
-        order = [first.index(place) for item in items for place in places[item.picture]]
-        handed = parts.handed_ahead(self.model, made["pixel_values"][first], order, **interpolate)
-        return {**inputs, **handed}, 1000 * (speed.now(self.model.device) - begin)
+    def _prepared(
+        self, key: Hashable, turns: Sequence[Turn], sampling: Sampling, pruner: Pruner | None, **processing: Any
+    ) -> Question:
+        """A question whose inputs are made once for all columns that show the pictures so."""
+        if key not in self._made:
+            self._made[key] = turns, cache(partial(self.engine.prompter.inputs, turns, **processing))
+        turns, make = self._made[key]
+        return Question(turns, sampling, pruner, make)
 
-    def generate(
-        self, inputs: dict[str, Any], column: Column, max_new_tokens: int
-    ) -> tuple[list[str], list[int], tuple[float, float, int, int]]:
-        """Greedy answers, tokens kept, and (first token ms, total ms, new tokens, bytes of the KV cache)."""
-        pruner = column.pruner()
-        with prune(self.model, pruner) if pruner else nullcontext() as report:
-            clock = speed.Clock(self.model.device)
-            output = self.model.generate(
-                **inputs, max_new_tokens=max_new_tokens, do_sample=False, num_beams=1,
-                stopping_criteria=StoppingCriteriaList([clock]), return_dict_in_generate=True,
-            )  # fmt: skip
-            end = speed.now(self.model.device)
-        prompt = inputs["input_ids"].shape[1]
-        new = output.sequences[:, prompt:]
-        texts = [text.strip() for text in self.processor.batch_decode(new, skip_special_tokens=True)]
-        visual = (inputs["input_ids"] == parts.placeholder(self.model.config, "image")).sum(dim=1).tolist()
-        kept = [sample.num_kept for sample in report.samples] if report else visual
-        kv_bytes = report.kv_bytes if report else kv.nbytes(kv.cache_of(output), prompt)
-        times = 1000 * (clock.first - clock.start), 1000 * (end - clock.start)
-        return texts, kept, (*times, self._count(new), kv_bytes)
+    def _times(
+        self, usages: Mapping[str, Usage], done: Sequence[Usage], milliseconds: float, column: Column, start: int
+    ) -> speed.Batch:
+        """Of a batch; what the tower took is told for every column, whichever it ran for."""
+        size = column.name if column.method == DOWNSAMPLE else ""
+        for name, usage in usages.items():
+            self._encode_ms[name, size] = max(self._encode_ms.get((name, size), 0.0), usage.encode_ms)
+        encoding = sum(usage.encode_ms for usage in done)
+        return speed.Batch(
+            start,
+            len(done),
+            sum(self._encode_ms[name, size] for name in usages),
+            sum(usage.prefill_ms for usage in done) - encoding,
+            milliseconds - encoding,
+            sum(usage.completion_tokens for usage in done),
+            sum(usage.kv_bytes for usage in done),
+        )
 
-    def _count(self, new: Tensor) -> int:
-        """Generated tokens, up to each row's first end of text."""
-        ends = self.model.generation_config.eos_token_id
-        if ends is None:
-            return new.numel()
-        ends = torch.tensor(ends if isinstance(ends, list) else [ends], device=new.device)
-        before = torch.isin(new, ends).cumsum(dim=1) == 0
-        return int((before.sum(dim=1) + 1).clamp(max=new.shape[1]).sum())
+
+def _smaller(turn: Turn, keep_ratio: float) -> Turn:
+    """A turn with pictures of `keep_ratio` times the area."""
+    scale = math.sqrt(keep_ratio)
+    return Turn(
+        turn.role,
+        [
+            part
+            if isinstance(part, str)
+            else part.resize(tuple(max(1, round(scale * side)) for side in part.size), Image.Resampling.LANCZOS)  # type: ignore[arg-type]
+            for part in turn.parts
+        ],
+    )

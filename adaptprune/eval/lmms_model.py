@@ -9,18 +9,19 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from lmms_eval.api.instance import Instance
 from lmms_eval.api.model import lmms
 from PIL import Image
 
+from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.api import Model
 from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import UNPRUNED, Column, columns
-from adaptprune.eval.protocol import AUTO, pick, square
-from adaptprune.eval.task import Item
+from adaptprune.prompts import Turn
+from adaptprune.prompts.formats import AUTO, pick
 
+PLACEHOLDER = "<image>"
 MAX_NEW_TOKENS = 128  # where a task does not say
 
 
@@ -60,49 +61,57 @@ class AdaptPruned(lmms):
         self._column = column or columns([method], [float(keep_ratio)])[0 if method == UNPRUNED else 1]
         self._batch = int(batch_size)
         loaded, processor = self._model.loaded
-        self._asker = Asker(loaded, processor, pick(protocol, loaded.config))
+        self._asker = Asker(loaded, processor, pick(protocol, loaded.config), self._batch)
         self._device = loaded.device
 
-    @torch.inference_mode()
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """Answers in the requests' order. Decoding is greedy, whatever a task asks for."""
         answers = []
-        for start in range(0, len(requests), self._batch):
-            batch = [request.args for request in requests[start : start + self._batch]]
-            for options, group in itertools.groupby(batch, key=lambda arguments: arguments[1]):
-                answers += self._answer(list(group), options)
+        with self._asker as asker:
+            for start in range(0, len(requests), self._batch):
+                batch = [request.args for request in requests[start : start + self._batch]]
+                for options, group in itertools.groupby(batch, key=lambda arguments: arguments[1]):
+                    answers += self._answer(list(group), options)
+                    asker.forget()
         return answers
 
     def _answer(self, batch: list[tuple[Any, ...]], options: dict[str, Any]) -> list[str]:
-        items, pictures = [], {}
-        for number, (context, _, visual, doc_id, task, split) in enumerate(batch):
-            name = str(number)
-            pictures[name] = self._images(visual, self.task_dict[task][split][doc_id], task)
-            prompt = context.replace("<image>", "").strip()
-            items.append(Item(name, name, list, prompt, None, "all"))
+        conversations = [
+            [Turn("user", _parts(context, self._images(visual, self.task_dict[task][split][doc_id], task)))]
+            for context, _, visual, doc_id, task, split in batch
+        ]
         longest = int(options.get("max_new_tokens") or MAX_NEW_TOKENS)
-        for item in items:
-            why = self._asker.unfit(item.prompt, len(pictures[item.picture]), longest)
-            if why:
-                raise AdaptPruneError(why)
-        inputs, _ = self._asker.inputs(items, pictures)
-        texts, _, _ = self._asker.generate(inputs, self._column, longest)
+        names = [str(number) for number in range(len(batch))]
+        found, _ = self._asker.converse(conversations, names, self._column, longest)
+        for one in found:
+            if isinstance(one, EngineError):  # lmms-eval has no place for a question without an answer
+                raise AdaptPruneError(one.message) from one
         until = options.get("until") or []
         stops = [until] if isinstance(until, str) else until
-        return [_cut(text, stops) for text in texts]
+        return [_cut(one.text, stops) for one in found if not isinstance(one, EngineError)]
 
     def _images(self, visual: Callable[[Any], Any], doc: Any, task: str) -> list[Image.Image]:
         found = visual(doc) or []
         if not all(isinstance(one, Image.Image) for one in found):
             raise AdaptPruneError(f"the task {task!r} has videos or sound: this bridge answers questions about images.")
-        asker = self._asker
-        return [square(asker.protocol, asker.processor, one.convert("RGB")) for one in found]
+        return [one.convert("RGB") for one in found]
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         raise AdaptPruneError("tasks that ask for likelihoods do not work with pruning: choose one that generates.")
 
     def generate_until_multi_round(self, requests: list[Instance]) -> list[str]:
         raise AdaptPruneError("tasks of several rounds are not supported by this bridge: choose another one.")
+
+
+def _parts(context: str, images: list[Image.Image]) -> list[str | Image.Image]:
+    """A prompt's texts and images: where lmms-eval's own placeholders stand if there are as many, else in front."""
+    texts = context.split(PLACEHOLDER)
+    if len(texts) != len(images) + 1:
+        return [*images, "".join(texts).strip()]
+    parts: list[str | Image.Image] = [texts[0].strip()]
+    for image, text in zip(images, texts[1:], strict=True):
+        parts += [image, text.strip()]
+    return [part for part in parts if part != ""]
 
 
 def _cut(text: str, stops: list[str]) -> str:

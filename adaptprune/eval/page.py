@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from torch import Tensor
 
 from adaptprune.disk import write_text
-from adaptprune.engines.transformers import TransformersEngine
+from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.protocol import NONE, Engine, Pruning
 from adaptprune.errors import reason
 from adaptprune.eval.columns import Column
-from adaptprune.eval.protocol import prompt_text, square
 from adaptprune.eval.task import Item, Task
-from adaptprune.viz import overlay, pictures_seen, side_by_side
+from adaptprune.prompts import question
+from adaptprune.viz import side_by_side
 
 PICK_FROM = 500  # questions
 MOST_PIXELS = 4096  # of a side
@@ -51,20 +51,7 @@ def spread_out(items: Sequence[Item], count: int) -> list[Item]:
     return chosen
 
 
-class AsEvaluated(TransformersEngine):
-    """Puts questions and pictures as a run's protocol does."""
-
-    def __init__(self, model: Any, processor: Any, protocol: str) -> None:
-        super().__init__(model, processor)
-        self._protocol = protocol
-
-    def inputs(self, images: Sequence[Image.Image], prompt: str) -> dict[str, Tensor]:
-        text = prompt_text(self._protocol, self.processor, prompt, len(images))
-        pictures = [square(self._protocol, self.processor, image) for image in images]
-        return self.encode(pictures, text)
-
-
-def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column], path: Path, count: int = 20) -> None:
+def write_page(engine: Engine, task: Task, columns: Sequence[Column], path: Path, count: int = 20) -> None:
     """Answer `count` questions unpruned and under every column, and write what each kept next to one another.
 
     A question with which something goes wrong is left out; the page says how many were, and why the last one was.
@@ -90,22 +77,19 @@ def write_page(engine: TransformersEngine, task: Task, columns: Sequence[Column]
     )
 
 
-def _section(engine: TransformersEngine, task: Task, columns: Sequence[Column], item: Item, number: int) -> str:
+def _section(engine: Engine, task: Task, columns: Sequence[Column], item: Item, number: int) -> str:
     """One question: its picture, if it has one, and every column's answer to it."""
     images = item.images()
-    plain = engine.answer(images, item.prompt, max_new_tokens=32)
+    turns, sampling = question(item.prompt, images), Sampling(32, temperature=0.0)
+    plain = engine.ask(turns, sampling, Pruning(NONE))
     shown = side_by_side(images) if images else None
     figures = [_figure(shown, "unpruned", plain.text, task.score(item, plain.text))]
     for column in columns:
-        answer = engine.answer(images, item.prompt, column.pruner(), max_new_tokens=32)
-        samples = answer.report.samples if answer.report else []
-        picture, label = shown, f"{column.method}, no visual tokens"
-        for sample in samples[:1]:
-            if sample.num_visual:
-                label = f"{column.method}, {sample.num_kept} of {sample.num_visual} tokens"
-            if sample.grids:
-                picture = overlay(images, sample, pictures_seen(engine.processor, answer.inputs, sample))
-        figures.append(_figure(picture, label, answer.text, task.score(item, answer.text)))
+        answer = engine.ask(turns, sampling, Pruning(column.pruner()))
+        label = f"{column.method}, no visual tokens"
+        if answer.visual_tokens:
+            label = f"{column.method}, {answer.visual_tokens_kept} of {answer.visual_tokens} tokens"
+        figures.append(_figure(answer.overlay or shown, label, answer.text, task.score(item, answer.text)))
     marks = ", ".join(sorted(item.marks)).replace("_", " ")
     head = f"{number}. {html.escape(item.prompt)}"
     note = html.escape(f"{item.kind}{', ' + marks if marks else ''}; expected: {_plain(item.expected)}")

@@ -1,45 +1,20 @@
 """Times and memory of each batch, beside the answers: they differ from run to run, the answers do not.
 
 A batch's times: `encode_ms` is the vision tower's, measured once for all columns, which share its output;
-`first_token_ms` is from then to the first token, `total_ms` to the last. The time to first token is the
-sum of the first two.
+`first_token_ms` is what reading all prompts took besides, one after another, `total_ms` what it took to the last token.
+The time to the first tokens of all questions is the sum of the first two.
 """
 
 from __future__ import annotations
 
 import json
 import statistics
-import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import StoppingCriteria
-
 from adaptprune.disk import writing
-
-
-class Clock(StoppingCriteria):
-    """Notes when the first token of a batch is there; stops nothing."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device, self.first = device, 0.0
-        self.start = now(device)
-
-    def __call__(self, input_ids: Tensor, scores: Any, **_: Any) -> Tensor:
-        if not self.first:
-            self.first = now(self._device)
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool, device=input_ids.device)
-
-
-def now(device: torch.device) -> float:
-    """Seconds, once the device has done what it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 @dataclass(frozen=True)

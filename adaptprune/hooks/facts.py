@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.hooks.holds import broken
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import parts
@@ -78,13 +78,13 @@ def check_alike(call: Call, arguments: Mapping[str, Any]) -> None:
     pair = rotary(arguments)
     known = call.first_rotary = call.first_rotary or pair
     if any(a is not b and not torch.equal(a, b.to(a.device)) for a, b in zip(known, pair, strict=True)):
-        raise AdaptPruneError(
+        raise CannotReselect(
             "reselect=True remembers one position embedding for all layers, and in this decoder they differ by layer: "
             "start a new cache at every turn instead."
         )
     for name, value in arguments.items():
         if name not in KNOWN and isinstance(value, Tensor) and value.ndim > 1 and call.length in value.shape[1:3]:
-            raise AdaptPruneError(
+            raise CannotReselect(
                 f"reselect=True runs layers over the conversation again, and this decoder hands them {name} of one "
                 "turn's tokens alone: start a new cache at every turn instead."
             )

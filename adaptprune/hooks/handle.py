@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.families import family_of, is_tested
 from adaptprune.hooks import encode
 from adaptprune.hooks.forwards import Forwards
@@ -150,12 +150,12 @@ class PruneHandle:
         if reselect and evict_below:
             raise AdaptPruneError("reselect=True needs the keys that evict_below=True drops: use one of them.")
         if reselect and not self._family.causal:
-            raise AdaptPruneError(
+            raise CannotReselect(
                 f"reselect=True needs causal attention, and in model type {self.config.model_type!r} tokens see later "
                 "ones: start a new cache at every turn instead."
             )
         if reselect and (self._selector.keyless or self._selector.sources):
-            raise AdaptPruneError(
+            raise CannotReselect(
                 f"reselect=True runs layers over the conversation again, and model type {self.config.model_type!r} has "
                 "layers that share keys or remember in another way: start a new cache at every turn instead."
             )

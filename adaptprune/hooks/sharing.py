@@ -55,13 +55,15 @@ class Encoded:
         ]
 
     @contextmanager
-    def of(self, pictures: Sequence[Any], **options: Any) -> Iterator[Callable[[], float]]:
+    def of(self, pictures: Sequence[Any], read: Hashable = (), **options: Any) -> Iterator[Callable[[], float]]:
         """While one prompt with these pictures is read: encode them, or use what they gave before.
 
         Parameters
         ----------
         pictures : sequence
             The objects themselves: the same ones again are taken for the same pictures.
+        read : hashable
+            How the processor read them (at which size, say).
         **options
             Handed to the encode calls; other options are other outputs.
 
@@ -70,7 +72,7 @@ class Encoded:
         callable
             The milliseconds that encoding took, when it was done.
         """
-        key = (*map(id, pictures), *sorted((name, repr(value)) for name, value in options.items()))
+        key = (read, *map(id, pictures), *sorted((name, repr(value)) for name, value in options.items()))
         entry = self._entries.pop(key, None) or _Entry(pictures)
         self._entries[key] = entry
         while len(self._entries) > self._limit:

@@ -81,6 +81,14 @@ def no_video(**attributes: Any) -> Any:
     return admitted(video_stand_in(lambda: None, **{"merge_size": 2, **attributes}))
 
 
+#: A conversation: every turn's words behind a word for its role.
+CHAT = (
+    "{%- for turn in messages -%}{{ ' w1 ' if turn.role == 'user' else ' w2 ' }}"
+    "{%- for part in turn.content -%}{{ ' PICTURE ' if part.type == 'image' else ' ' + part.text + ' ' }}{%- endfor -%}"
+    "{%- endfor -%}{%- if add_generation_prompt -%}{{ ' w2 ' }}{%- endif -%}"
+)
+
+
 @dataclass
 class Specimen:
     """One model with its processor.
@@ -98,6 +106,11 @@ class Specimen:
     placeholder: str = "<image>"
     sizes: list[tuple[int, int]] = field(default_factory=lambda: [(60, 40), (30, 70), (50, 50)])
     image_token_id: int = IMAGE
+
+    def __post_init__(self) -> None:
+        """Give its processor a conversation format, if it is one that takes any and has none."""
+        if hasattr(self.processor, "apply_chat_template") and not self.processor.chat_template:
+            self.processor.chat_template = CHAT.replace("PICTURE", self.placeholder)
 
     def pictures(self, count: int, seed: int = 0) -> list[Image.Image]:
         random = np.random.default_rng(seed)

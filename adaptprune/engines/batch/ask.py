@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import queue
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling, Usage
 from adaptprune.engines.errors import EngineError
@@ -28,14 +32,16 @@ class Question:
     ----------
     pruner : Pruner or None
         None: unpruned.
-    processing, encoding : dict
-        Options of the processor, and of the model's encode calls.
+    make : callable, optional
+        Makes the model's inputs, in place of the engine's own prompter.
+    encoding : dict
+        Options of the model's encode calls.
     """
 
     turns: Sequence[Turn]
     sampling: Sampling
     pruner: Pruner | None = None
-    processing: dict[str, Any] = field(default_factory=dict)
+    make: Callable[[], dict[str, Tensor]] | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
 
 
@@ -71,8 +77,10 @@ def ask(
     return Answer("".join(pieces), "stopped")
 
 
-def ask_all(engine: Engine, questions: Sequence[Question]) -> list[tuple[Answer, Usage] | EngineError]:
-    """Answers in the questions' order; what cannot be answered has an error in its place, and stops nothing.
+def ask_all(engine: Engine, questions: Sequence[Question]) -> tuple[list[tuple[Answer, Usage] | EngineError], float]:
+    """Answers in the questions' order, and the milliseconds from when all were ready to the last word.
+
+    What cannot be answered has an error in its place, and stops nothing.
 
     All inputs are made before the first prompt is read, so that the same questions are always computed in the same
     company.
@@ -83,9 +91,10 @@ def ask_all(engine: Engine, questions: Sequence[Question]) -> list[tuple[Answer,
     try:
         for place, one in enumerate(questions):
             try:
-                jobs[place] = _prepared(engine, one, lambda event, place=place: events.put((place, event)))
+                jobs[place] = _prepared(engine, one, partial(_put, events, place))
             except EngineError as error:
                 found[place] = error
+        start = time.perf_counter()
         engine.enqueue(list(jobs.values()))
         texts, finishes = [""] * len(questions), ["stop"] * len(questions)
         while any(found[place] is None for place in jobs):
@@ -97,16 +106,20 @@ def ask_all(engine: Engine, questions: Sequence[Question]) -> list[tuple[Answer,
                 found[place] = event.error
             else:
                 found[place] = _answer(texts[place], finishes[place], event.usage), event.usage
+        return [one for one in found if one is not None], 1000 * (time.perf_counter() - start)
     finally:
         for job in jobs.values():
             engine.cancel(job)
-    return [one for one in found if one is not None]
+
+
+def _put(events: queue.SimpleQueue[tuple[int, Event]], place: int, event: Event) -> None:
+    events.put((place, event))
 
 
 def _prepared(engine: Engine, one: Question, listen: Callable[[Event], None]) -> Job:
     job = engine.open(one.sampling, one.pruner, listen)
     try:
-        engine.prepare(job, one.turns, **one.processing)
+        engine.prepare(job, one.turns, one.make)
     except BaseException:
         engine.cancel(job)
         raise

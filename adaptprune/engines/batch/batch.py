@@ -123,7 +123,8 @@ class Batch:
         positions = calls.positions_for(self.model, ids, inputs)
         cache = kv.new_cache(parts.text_config(self.model.config))
         usage = job.usage
-        sharing = self.encoded.of(job.images, **job.encoding) if self.encoded is not None else nullcontext(float)
+        sizes = tuple((name, value.shape) for name, value in inputs.items() if value.is_floating_point())
+        sharing = self.encoded.of(job.images, sizes, **job.encoding) if self.encoded else nullcontext(float)
         with sharing as encode_ms, prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
                 **inputs, **kv.handing(self.model, cache), position_ids=positions, use_cache=True, logits_to_keep=1

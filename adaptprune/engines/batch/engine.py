@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from adaptprune.engines.batch.ask import ask
 from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
@@ -183,10 +184,10 @@ class Engine:
         self.prepare(job, turns)
         self.enqueue([job])
 
-    def prepare(self, job: Job, turns: Sequence[Turn], **processing: Any) -> None:
-        """Build the model's inputs, as `submit`; `processing` are options of the processor."""
+    def prepare(self, job: Job, turns: Sequence[Turn], make: Callable[[], dict[str, Tensor]] | None = None) -> None:
+        """Build the model's inputs, as `submit`; with `make` in place of the prompter."""
         try:
-            job.inputs = self.prompter.inputs(turns, **processing)
+            job.inputs = make() if make is not None else self.prompter.inputs(turns)
         except PromptError as error:
             raise refused(str(error), "messages", error.code) from error
         job.images = images_of(turns) if job.want_overlay or self._batch.encoded is not None else []

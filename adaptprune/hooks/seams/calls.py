@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import CannotReselect
 from adaptprune.hooks.seams.cache import parameters
 from adaptprune.hooks.seams.versions import misfit
 
@@ -57,7 +57,7 @@ def rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """The position embeddings that a layer is handed, (cos, sin), tokens second: (B or 1, L, d) or (B, L, d, axes)."""
     pair = arguments.get(ROTARY)
     if not isinstance(pair, (tuple, list)) or not all(isinstance(part, Tensor) for part in pair):
-        raise AdaptPruneError(
+        raise CannotReselect(
             "reselect=True needs position embeddings that are handed to the layers, and this decoder hands on "
             f"{type(pair).__name__}: start a new cache at every turn instead."
         )

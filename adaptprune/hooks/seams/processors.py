@@ -79,6 +79,12 @@ def colour_deviations(processor: Any) -> list[float]:
     return list(processor.image_processor.image_std)
 
 
+def crops(processor: Any) -> bool:
+    """Whether all pictures are cut to one size, which can be asked for."""
+    images = processor.image_processor
+    return bool(getattr(images, "do_center_crop", False)) and getattr(images, "crop_size", None) is not None
+
+
 def model_inputs(made: Mapping[str, Any]) -> dict[str, Any]:
     """What a processor made, without what is meant for training alone (PaliGemma's makes labels)."""
     return {name: value for name, value in made.items() if name != "labels"}
