@@ -13,11 +13,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from adaptprune.engines.transformers import TransformersEngine
 from PIL import Image
 
 from adaptprune import AdaptPruneError
 from adaptprune.cli import main
+from adaptprune.engines.transformers import TransformersEngine
 from adaptprune.eval import api, protocol, speed
 from adaptprune.eval.ahead import Failed, ahead, batches
 from adaptprune.eval.answers import read
