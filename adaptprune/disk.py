@@ -97,7 +97,9 @@ class Lock:
             file.close()
             if _unsupported(error):  # some network file systems have no locks
                 return self
-            raise AdaptPruneError(f"{self.what} is in use by {_holder(self.path)}: wait for it to end.") from None
+            raise AdaptPruneError(
+                f"{self.what} is in use by {_holder(self.path)}: wait for it, or write elsewhere."
+            ) from None
         self._file = file
         with suppress(OSError):  # a full disk is told by what comes next
             file.truncate(0)

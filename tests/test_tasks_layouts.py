@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import csv
+import gzip
 import itertools
 import json
 from pathlib import Path
@@ -13,7 +16,8 @@ from adaptprune.eval import api
 from adaptprune.eval.answers import read
 from adaptprune.eval.metrics import vqa
 from adaptprune.eval.task import TASKS
-from tests.benchmarks import LETTER, MAKERS, SHORT, cell, jpeg, mmbench, parquet, size, vqav2_val
+from adaptprune.images import decode_image
+from tests.benchmarks import LETTER, MAKERS, MMBENCH, SHORT, cell, jpeg, mmbench, parquet, size, vqav2_val
 
 UNSURE = "When the provided information is insufficient, respond with 'Unanswerable'."
 #: Questions, the whole prompt of the first one, and the answer to each that is right.
@@ -187,6 +191,45 @@ def test_mmbench_pictures_may_stand_in_another_row(data, tmp_path):
     task = task_of("mmbench", tmp_path, split="mmbench_test_20230712")
     assert task.scored_by == "server"
     assert task.score(next(iter(task.items())), "A") is None
+
+
+def pointing(path: Path, cells: dict[str, str]) -> Path:
+    """A MMBench file whose rows hold a picture ("=N" for the test's N-th) or what else is to stand in that cell."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, delimiter="\t", lineterminator="\n")
+        writer.writerow(MMBENCH)
+        for index, cell in cells.items():
+            if cell.startswith("="):
+                cell = base64.b64encode(jpeg(int(cell[1:]))).decode()
+            writer.writerow([index, "Which?", "", "a", "b", "", "", "A", "c", cell, "s", "l", "", "dev"])
+    return path
+
+
+@pytest.mark.parametrize("form", ["plain", "gzip", "utf-16"])
+def test_mmbench_pictures_may_stand_in_later_rows(tmp_path, form):
+    mmbench(tmp_path)
+    path = tmp_path / "mmbench/mmbench_dev_20230712.tsv"
+    pointing(path, {"1": "3", "2": "1", "3": "1000003", "1000003": "=5", "4": "=6", "5": "5", "6": "7", "7": "8",
+                    "8": "6", "9": "99", "10": "4", "11": ""})  # fmt: skip
+    if form == "gzip":
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    elif form == "utf-16":
+        path.write_bytes(path.read_text(encoding="utf-8").encode("utf-16"))
+    items = list(task_of("mmbench", tmp_path).items())
+    pictures = {item.id: item.images()[0].tobytes() for item in items if not item.problem and item.id != "11"}
+    five, six = (decode_image(jpeg(number), "x").tobytes() for number in (5, 6))
+    assert pictures == {"1": five, "2": five, "3": five, "1000003": five, "4": six, "10": six}
+    assert {item.picture for item in items[:4]} == {"3"}
+    circle = ": they go in a circle"
+    assert [item.problem.removeprefix(f"{path.name}, ") for item in items if item.problem] == [
+        f"row 7 cannot be used: its picture is that of row 5{circle}",
+        f"row 8 cannot be used: its picture is that of row 7 of row 8 of row 6{circle}",
+        f"row 9 cannot be used: its picture is that of row 8 of row 6 of row 7{circle}",
+        f"row 10 cannot be used: its picture is that of row 6 of row 7 of row 8{circle}",
+        "row 11 cannot be used: its picture is that of row 99, and there is no such row",
+    ]
+    with pytest.raises(AdaptPruneError, match="'picture of 11' is empty"):
+        next(item for item in items if item.id == "11").images()
 
 
 @pytest.mark.parametrize("name", EXPECTED)

@@ -94,7 +94,7 @@ def _is_one_document(source: Source) -> bool:
     if start == b"{":
         return True
     seen = lines[0].decode("utf-8", "replace").strip()[:60]
-    raise AdaptPruneError(f"{str(source.path)!r} is not JSON, it starts with {seen!r}: {source.expected} is expected.")
+    raise AdaptPruneError(f"{str(source.path)!r} starts with {seen!r}: {source.expected} is expected.")
 
 
 def _is_json(raw: bytes) -> bool:

@@ -74,7 +74,7 @@ def find(folder: Path, name: str) -> Path:
 def inside(folder: Path, name: str) -> str:
     """The name itself; refused if it is absolute or climbs."""
     parts = SEPARATORS.split(name)
-    if ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:", name):
+    if ".." in parts or parts[0] == "" or re.match(r"[A-Za-z]:[/\\]", name) or Path(name).drive:
         raise AdaptPruneError(
             f"the picture {_short(name)!r} is outside of {str(folder)!r}: its name is absolute or has '..' in it."
         )

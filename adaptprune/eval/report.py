@@ -74,7 +74,12 @@ def markdown(summary: Summary, groups: Sequence[str] | None = None) -> str:
     top = header(summary, groups)
     lines = [top, ["---"] * len(top)]
     lines += [cells(summary, row, groups, intervals=False) for row in summary.rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+    return "\n".join("| " + " | ".join(map(_escaped, line)) + " |" for line in lines) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """A cell of a Markdown table; types of questions are named by users."""
+    return " ".join(text.split()).replace("|", "\\|")
 
 
 def by_group(summary: dict[str, Any]) -> str:
@@ -171,11 +176,16 @@ def _panels(summary: Summary) -> list[_Panel]:
     for group in summary.groups:
         values = {row.column: _times_100(row.cells[group].accuracy) for row in summary.rows}
         title = f"{group.replace('_', ' ')} (n={summary.rows[0].cells[group].questions})"
-        found.append(_Panel(title, values))
+        found.append(_Panel(_plain(title), values))
     if not summary.groups:
         values = {row.column: _point(100 * row.agreement) for row in summary.rows}
         found.append(_Panel(f"same answer as {UNPRUNED} (n={summary.questions})", values))
     return found[:MOST_PANELS]
+
+
+def _plain(title: str) -> str:
+    """Without what matplotlib would take for a formula, or cannot take at all."""
+    return " ".join(title.split()).encode("utf-8", "backslashreplace").decode().replace("$", r"\$")
 
 
 def _point(value: float | None) -> Estimate:
@@ -220,7 +230,7 @@ def plot(summary: Summary, path: Path, title: str) -> None:
     figure.legend(
         handles, labels, loc="upper center", ncols=min(2 * wide, len(labels)), fontsize=8, bbox_to_anchor=(0.5, 0.97)
     )
-    figure.suptitle(title, fontsize=10, y=0.995)
+    figure.suptitle(_plain(title), fontsize=10, y=0.995)
     figure.tight_layout(rect=(0.01, 0.01, 1, 0.93 if high > 1 else 0.88))
     try:
         write_whole(path, partial(figure.savefig, dpi=130, format="png"))
