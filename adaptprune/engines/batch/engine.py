@@ -20,8 +20,12 @@ from typing import Any
 import torch
 
 from adaptprune.engines.batch.batch import Batch, Counters, Written
+from adaptprune.engines.batch.grammar import Grammars
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
+from adaptprune.engines.batch.memory import give_back
+from adaptprune.engines.batch.vocabulary import Vocabulary
+from adaptprune.engines.batch.watch import Watch
 from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
@@ -29,6 +33,9 @@ from adaptprune.prompts import Prompter, PromptError, Turn
 from adaptprune.pruner import Pruner
 
 log = logging.getLogger(__name__)
+
+#: Seconds without a request after which memory is handed back.
+IDLE = 1.0
 
 
 class Engine:
@@ -57,6 +64,9 @@ class Engine:
         self.limits, self.pruner = limits or EngineLimits(), pruner
         self.prompter = Prompter(processor)
         self._batch = Batch(model, processor, self.prompter.tokenizer())
+        self._vocabulary = Vocabulary(self.prompter.tokenizer(), self._batch.eos)
+        self._grammars = Grammars(self._vocabulary)
+        self.watch = Watch()
         self._open: set[Job] = set()
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -76,6 +86,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def hung(self) -> bool:
+        """Whether one turn of the engine's thread has been under way for longer than any should."""
+        return self.watch.seconds > self.limits.hang_after
 
     @property
     def running(self) -> int:
@@ -164,6 +179,11 @@ class Engine:
             job.inputs = self.prompter.inputs(turns)
         except PromptError as error:
             raise refused(str(error), "messages", error.code) from error
+        if job.sampling.logprobs is not None or job.sampling.schema is not None:
+            job.vocabulary = self._vocabulary
+            _ = self._vocabulary.tokens  # made here, where nobody else waits
+        if job.sampling.schema is not None:
+            job.grammar = self._grammars.compile(job.sampling.schema)
         job.images = [image for turn in turns for image in turn.images] if job.want_overlay else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
@@ -241,12 +261,20 @@ class Engine:
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        tidy = True
         while True:
             with self._wake:
-                while not (self._waiting or self._batch.rows or self._stopping):
-                    self._wake.wait()
+                if not (self._waiting or self._batch.rows or self._stopping):
+                    self._wake.wait(None if tidy else IDLE)
                 if self._stopping:
                     break
+                idle = not (self._waiting or self._batch.rows)
+            if idle:
+                if not tidy:
+                    give_back(self.model.device)
+                tidy = True
+                continue
+            tidy = False
             try:
                 with torch.inference_mode():
                     self._turn()
@@ -264,7 +292,8 @@ class Engine:
         if job is not None:
             job.usage.queue_ms = job.milliseconds()
             try:
-                self._pass_on(self._batch.read(job))
+                with self.watch.over("reading a prompt"):
+                    self._pass_on(self._batch.read(job))
             except Exception as error:
                 if not isinstance(error, AdaptPruneError):
                     log.exception("reading a prompt failed")
@@ -275,7 +304,8 @@ class Engine:
 
     def _write(self) -> None:
         try:
-            self._pass_on(self._batch.step())
+            with self.watch.over(f"writing {len(self._batch.rows)} answers"):
+                self._pass_on(self._batch.step())
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -362,7 +392,7 @@ class Engine:
     def _close(self, job: Job) -> None:
         with self._wake:  # a Condition's lock may be taken again by the thread that holds it
             job.closed = True
-            job.inputs, job.images = {}, []
+            job.inputs, job.images, job.grammar = {}, [], None
             self._open.discard(job)
 
 

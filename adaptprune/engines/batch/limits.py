@@ -24,6 +24,8 @@ class EngineLimits:
         None: the model's context.
     timeout : float
         Seconds after which a request is given up.
+    hang_after : float
+        Seconds of one forward after which the engine counts as hung.
     """
 
     max_batch: int = 32
@@ -31,6 +33,7 @@ class EngineLimits:
     max_tokens: int = 2048
     max_prompt_tokens: int | None = None
     timeout: float = 600.0
+    hang_after: float = 120.0
 
     def check(self, sampling: Sampling) -> None:
         """Raise EngineError for what is asked for beyond these limits."""
