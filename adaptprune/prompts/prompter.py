@@ -130,4 +130,5 @@ def _vicuna(turns: Sequence[Turn], token: str) -> str:
     for turn in turns:
         body = "".join(part if isinstance(part, str) else f"{token}\n" for part in turn.parts)
         words.append({"user": f"USER: {body} ", "assistant": f"ASSISTANT: {body}</s>", "system": f"{body} "}[turn.role])
-    return "".join(words) + "ASSISTANT:"
+    text = "".join(words)
+    return text.removesuffix("</s>") if turns[-1].role == "assistant" else text + "ASSISTANT:"

@@ -257,9 +257,7 @@ class ChatRequest(_RequestLabels, _RequestRefused):
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[
-            list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4, fail_fast=True)
-        ]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4, fail_fast=True)]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None

@@ -26,7 +26,7 @@ from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.batch.memory import give_back
 from adaptprune.engines.batch.vocabulary import Vocabulary
 from adaptprune.engines.batch.watch import Watch
-from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
+from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused, shutting_down, too_late
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
 from adaptprune.prompts import Prompter, PromptError, Turn
@@ -145,7 +145,7 @@ class Engine:
         job = Job(sampling, pruner, on_event, deadline, want_kept=want_kept, want_overlay=want_overlay)
         with self._wake:
             if self._draining or self._stopping:
-                raise _shutting_down()
+                raise shutting_down()
             if len(self._open) >= self.limits.max_batch + self.limits.max_queue:
                 wait = self._pace * (1 + len(self._open) / self.limits.max_batch)
                 raise EngineError(
@@ -192,7 +192,7 @@ class Engine:
         job.usage.method = job.pruner.spec() if job.pruner else None
         with self._wake:
             if self._stopping:
-                raise _shutting_down()
+                raise shutting_down()
             if not job.closed:
                 self._waiting.append(job)
                 self._wake.notify()
@@ -282,7 +282,7 @@ class Engine:
                 log.exception("the engine %r failed", self.name)
                 self._fail_rows(from_exception(error))
         for job in list(self._open):
-            self._fail(job, _shutting_down())
+            self._fail(job, shutting_down())
         self._batch.clear()
 
     def _turn(self) -> None:
@@ -327,7 +327,7 @@ class Engine:
                 if job.closed:
                     continue
                 if time.monotonic() > job.deadline:
-                    self._fail(job, _too_late())
+                    self._fail(job, too_late())
                     continue
                 job.rows = job.sampling.n
                 return job
@@ -339,13 +339,13 @@ class Engine:
             if row.job.cancelled:
                 self._close(row.job)
             elif now > row.job.deadline:
-                self._fail(row.job, _too_late())
+                self._fail(row.job, too_late())
         self._batch.drop(lambda row: row.job.closed)
         with self._wake:
             self._waiting = deque(job for job in self._waiting if not job.closed)
             late = [job for job in self._waiting if now > job.deadline]
         for job in late:
-            self._fail(job, _too_late())
+            self._fail(job, too_late())
 
     def _pass_on(self, written: Written) -> None:
         """Tell the listeners what was written, and let finished rows leave."""
@@ -394,11 +394,3 @@ class Engine:
             job.closed = True
             job.inputs, job.images, job.grammar = {}, [], None
             self._open.discard(job)
-
-
-def _shutting_down() -> EngineError:
-    return EngineError("shutting_down", "the server is shutting down: send the request to another one.")
-
-
-def _too_late() -> EngineError:
-    return EngineError("deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")

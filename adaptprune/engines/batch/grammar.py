@@ -46,7 +46,7 @@ class Grammars:
             400: llguidance is not installed, or the schema is too large, not valid or uses what is not supported.
         """
         if find_spec("llguidance") is None:
-            message = "JSON output needs llguidance, which is not installed on this server: pip install 'adaptprune[json]'."
+            message = "JSON output needs llguidance, which this server lacks: pip install 'adaptprune[json]'."
             raise refused(message, PARAM, "unsupported_parameter")
         _check_size(schema)
         from llguidance import LLMatcher, LLParserLimits
@@ -70,7 +70,8 @@ class Grammars:
                 if not self._vocabulary.eos:
                     message = "this model has no token that ends an answer, and JSON output needs one."
                     raise refused(message, PARAM, "unsupported_parameter")
-                self._tokenizer = LLTokenizer(TokenizerWrapper(_Bytes(self._vocabulary)), eos_token=self._vocabulary.eos)
+                words = TokenizerWrapper(_Bytes(self._vocabulary))
+                self._tokenizer = LLTokenizer(words, eos_token=self._vocabulary.eos)
             return self._tokenizer
 
 

@@ -21,14 +21,22 @@ def image_token(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "<image>")
 
 
+def template(processor: Any) -> str:
+    """The chat template of a processor, all of them if it has several, "" if it has none."""
+    return str(getattr(processor, "chat_template", None) or "")
+
+
 def has_template(processor: Any) -> bool:
     """Whether a processor writes conversations in its model's own format (base checkpoints of LLaVA-1.5 do not)."""
-    return bool(getattr(processor, "chat_template", None))
+    return bool(template(processor))
 
 
 def templated(processor: Any, messages: list[dict[str, Any]]) -> str:
-    """A conversation as a prompt's text that ends where the answer begins."""
-    text: str = processor.apply_chat_template(messages, add_generation_prompt=True)
+    """A conversation as a prompt's text that ends where the answer begins, or goes on if the last one is begun."""
+    going_on = messages[-1]["role"] == "assistant"
+    text: str = processor.apply_chat_template(
+        messages, add_generation_prompt=not going_on, continue_final_message=going_on
+    )
     return text
 
 
