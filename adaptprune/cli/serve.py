@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -79,6 +80,8 @@ def command(
     server = Server(
         create_app(engines, settings), host, port, drain=drain, registration=registration, log_level=log_level
     )
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it for garbage would hold up everybody for a fifth of a second
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         asyncio.run(server.serve())
     if not server.started:

@@ -16,8 +16,8 @@ from adaptprune.registry import did_you_mean
 from adaptprune.serve.errors import ServeError, bad_request
 from adaptprune.serve.schemas import ChatRequest, Message, StreamOptions, not_carried_out
 
-#: Keys, strings and values of one request, in all its depth; 1,000 messages of 20 parts have 140,000.
-MAX_MEMBERS = 200_000
+#: Keys, strings and values of one request, in all its depth; 1,000 messages of ten parts have 70,000.
+MAX_MEMBERS = 100_000
 #: Quotation marks inside strings; there may be no more characters than that in all messages.
 MAX_ESCAPED = 400_000
 #: Bytes of everything that is no string: numbers, white space, brackets.
@@ -37,12 +37,14 @@ def parse(body: bytes) -> ChatRequest:
         400 that names the part at fault.
     """
     check_size(body)
-    problem: ServeError | None = None
     try:
         return ChatRequest.model_validate_json(body)
     except ValidationError as error:
         problem = _explain(error)
-    raise problem  # outside of the `except`: an error that it refers to would keep the request's data alive
+    try:
+        raise problem  # here: in the `except`, it would keep the other error, and with it the request's data
+    finally:
+        del problem  # so would the circle of an error, its traceback and this function's variables
 
 
 def check_size(body: bytes) -> None:

@@ -130,6 +130,7 @@ class _MessageLabels(_Labels):
     reasoning_content: Any = Field(None, description="No effect.")
     reasoning_details: Any = Field(None, description="No effect.")
     thinking_blocks: Any = Field(None, description="No effect.")
+    tool_call_id: Any = Field(None, description="No effect.")
 
 
 class Message(_Labelled, _MessageLabels, _PastAnswer):

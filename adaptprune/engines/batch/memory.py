@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -12,6 +13,7 @@ def give_back(device: Any = None) -> None:
 
     Takes some milliseconds, so it is for idle moments. Does nothing where the C library has no such call.
     """
+    gc.collect(1)  # what errors and their tracebacks still hold; all generations would take far longer
     if device is not None and device.type in ("cuda", "mps"):
         import torch
 
