@@ -34,6 +34,7 @@ def command(
     max_tokens: int = typer.Option(2048, help="The most new tokens of one answer."),
     max_prompt_tokens: int = typer.Option(None, help="Longest prompt, images included. Default: the model's context."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request is given up."),
+    hang_after: float = typer.Option(120.0, help="Seconds of one forward after which /health reports a hung engine."),
     drain: float = typer.Option(30.0, help="Seconds that running requests have to finish at shutdown."),
     allow_image_hosts: list[str] = typer.Option(
         [],
@@ -59,6 +60,7 @@ def command(
 
     check_numbers(
         port=port, max_batch=max_batch, max_queue=max_queue, max_tokens=max_tokens, timeout=timeout, drain=drain,
+        hang_after=hang_after,
         max_prompt_tokens=max_prompt_tokens, max_images=max_images, max_image_bytes=max_image_bytes,
         max_pixels=max_pixels, max_body_bytes=max_body_bytes, threads=threads,
     )  # fmt: skip
@@ -66,7 +68,7 @@ def command(
     check_hosts(allow_image_hosts)
     hosts = check_access(host, api_key, allow_anonymous)
     registration = _registration(register, advertise, gateway_key, host, api_key)
-    limits = EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout)
+    limits = EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout, hang_after)
     engines = make_engines(
         named_models(model), method, limits, threads,
         **loading,

@@ -31,6 +31,7 @@ RANGES = {
     "max_queue": (0, 10**6),
     "timeout": (0, 86400),
     "drain": (0, 86400),
+    "hang_after": (1, 86400),
     "health_interval": (1, 3600),
     "threads": (1, 1024),
 }
