@@ -119,12 +119,11 @@ class Grammar:
 
     def check(self, what: str) -> None:
         """Raise EngineError if the grammar cannot go on."""
-        allowed = self._allowed()
+        stuck = not self._allowed().any() or "NoExtension" in self._matcher.get_error()
+        if stuck:
+            raise refused(f"{what}: nothing that this model's tokens can write fits it.", PARAM, "bad_schema")
         if self._matcher.is_error():
             raise refused(f"{what}: {_first(self._matcher.get_error())}.", PARAM, "bad_schema")
-        if not allowed.any():
-            message = "this model's vocabulary has no tokens with which such JSON could be written."
-            raise refused(message, PARAM, "unsupported_parameter")
 
     def __call__(self, ids: Tensor, scores: Tensor) -> Tensor:
         """`scores`, (1, vocabulary), with -inf for what may not follow."""
@@ -158,16 +157,16 @@ def _check_size(schema: str) -> None:
         if isinstance(part, dict):
             left += part.values()
             step = part.get("multipleOf")
-            if isinstance(step, (int, float)) and step > 0:
+            if isinstance(step, (int, float)) and 0 < step < math.inf:
                 common = math.lcm(common, Fraction(str(step)).numerator)
+            if common > MAX_MULTIPLE:
+                message = f"the least common multiple of the schema's multipleOf is more than {MAX_MULTIPLE:,}."
+                raise refused(f"{message} Use smaller ones.", PARAM, "bad_schema")
         elif isinstance(part, list):
             left += part
-    if common > MAX_MULTIPLE:
-        message = f"the schema's multipleOf have {common:.6g} in common, more than {MAX_MULTIPLE:,}: use smaller ones."
-        raise refused(message, PARAM, "bad_schema")
 
 
 def _first(error: object) -> str:
     """What the library says in one line, short enough for a message."""
-    text = (" ".join(str(error).split()) or "no reason given").rstrip(".")
+    text = (" ".join(str(error).replace("<non-verbose/>", "").split()) or "no reason given").rstrip(".")
     return text if len(text) <= 300 else text[:297] + "..."
