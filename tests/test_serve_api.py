@@ -152,9 +152,9 @@ def parts(*content: dict) -> list[dict]:
 
 REFUSED = {
     "tools is not supported": {"tools": [{"type": "function", "function": {"name": "f"}}]},
-    "logprobs is not supported": {"logprobs": True},
+    "top_logprobs is allowed only together with logprobs": {"top_logprobs": 2},
     "audio is not supported": {"audio": {"voice": "a", "format": "wav"}},
-    "response_format is not supported": {"response_format": {"type": "json_object"}},
+    "response_format.json_schema.schema is missing": {"response_format": {"type": "json_schema"}},
     "frequency_penalty is not supported": {"frequency_penalty": 0.5},
     "logit_bias is not supported": {"logit_bias": {"5": 1}},
     "keep_ratio=7 is not allowed": {"extra_body": {"pruning": {"keep_ratio": 7}}},
@@ -174,7 +174,7 @@ REFUSED = {
     "messages[0].content[0].text: input should be": {"messages": parts({"type": "text", "text": 5})},
     "messages[0].role": {"messages": [{"role": "tool", "content": "a", "tool_call_id": "x"}]},
     "only users show images": {"messages": [{**user("a", "data:,")[0], "role": "assistant"}, *user("a")]},
-    "the last message has to be the user's": {"messages": [{"role": "assistant", "content": "a"}]},
+    "the last message has to be the user's": {"messages": [{"role": "system", "content": "a"}]},
     "the image placeholder '<image>'": {"messages": user("a <image> b")},
 }  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from contextlib import suppress
 from typing import Any
 
@@ -33,6 +34,7 @@ def command(
     max_tokens: int = typer.Option(2048, help="The most new tokens of one answer."),
     max_prompt_tokens: int = typer.Option(None, help="Longest prompt, images included. Default: the model's context."),
     timeout: float = typer.Option(600.0, help="Seconds after which a request is given up."),
+    hang_after: float = typer.Option(120.0, help="Seconds of one forward after which /health reports a hung engine."),
     drain: float = typer.Option(30.0, help="Seconds that running requests have to finish at shutdown."),
     allow_image_hosts: list[str] = typer.Option(
         [],
@@ -58,6 +60,7 @@ def command(
 
     check_numbers(
         port=port, max_batch=max_batch, max_queue=max_queue, max_tokens=max_tokens, timeout=timeout, drain=drain,
+        hang_after=hang_after,
         max_prompt_tokens=max_prompt_tokens, max_images=max_images, max_image_bytes=max_image_bytes,
         max_pixels=max_pixels, max_body_bytes=max_body_bytes, threads=threads,
     )  # fmt: skip
@@ -65,7 +68,7 @@ def command(
     check_hosts(allow_image_hosts)
     hosts = check_access(host, api_key, allow_anonymous)
     registration = _registration(register, advertise, gateway_key, host, api_key)
-    limits = EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout)
+    limits = EngineLimits(max_batch, max_queue, max_tokens, max_prompt_tokens, timeout, hang_after)
     engines = make_engines(
         named_models(model), method, limits, threads,
         **loading,
@@ -79,6 +82,8 @@ def command(
     server = Server(
         create_app(engines, settings), host, port, drain=drain, registration=registration, log_level=log_level
     )
+    gc.collect()
+    gc.freeze()  # what is loaded stays: looking through it for garbage would hold up everybody for a fifth of a second
     with suppress(KeyboardInterrupt):  # uvicorn raises it again once it has shut down
         asyncio.run(server.serve())
     if not server.started:

@@ -34,6 +34,16 @@ def refused(message: str, param: str | None = None, code: str = "invalid_value")
     return EngineError(code, message, param=param)
 
 
+def shutting_down() -> EngineError:
+    """The engine takes nothing more."""
+    return EngineError("shutting_down", "the server is shutting down: send the request to another one.")
+
+
+def too_late() -> EngineError:
+    """A request's time is over."""
+    return EngineError("deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")
+
+
 def from_exception(error: BaseException) -> EngineError:
     """What to tell about an exception of the engine; never its traceback."""
     if isinstance(error, EngineError):

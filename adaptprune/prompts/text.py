@@ -19,12 +19,17 @@ class Detokenizer:
     ----------
     tokenizer
         Used from one thread at a time.
+
+    Attributes
+    ----------
+    length : int
+        Characters given so far.
     """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
         self._ids: list[int] = []
-        self._start = self._read = 0
+        self._start = self._read = self.length = 0
 
     def push(self, token: int) -> str:
         """The text that a token finishes; empty if a character is still incomplete."""
@@ -33,6 +38,7 @@ class Detokenizer:
         if len(now) <= len(before) or now.endswith(UNFINISHED):
             return ""
         self._start, self._read = self._read, len(self._ids)
+        self.length += len(now) - len(before)
         return now[len(before) :]
 
     def flush(self) -> str:

@@ -18,21 +18,24 @@ class Writer:
     Parameters
     ----------
     model : str
+    logprobs : bool
+        Whether to list the tokens of the answer.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, logprobs: bool = False) -> None:
+        self._logprobs = logprobs
         self._head = {"id": f"chatcmpl-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
 
-    def whole(self, texts: list[str], finishes: list[str | None], done: Done) -> dict[str, Any]:
-        """A chat.completion."""
+    def whole(self, deltas: list[Delta], done: Done) -> dict[str, Any]:
+        """A chat.completion, from one delta with all of its text for every choice."""
         choices = [
             {
-                "index": index,
-                "message": {"role": "assistant", "content": text, "refusal": None},
-                "logprobs": None,
-                "finish_reason": finish,
+                "index": delta.index,
+                "message": {"role": "assistant", "content": delta.text, "refusal": None},
+                "logprobs": self._listed(delta),
+                "finish_reason": delta.finish,
             }
-            for index, (text, finish) in enumerate(zip(texts, finishes, strict=True))
+            for delta in deltas
         ]
         return {**self._head, "object": "chat.completion", "choices": choices, "usage": usage_dict(done)}
 
@@ -42,15 +45,40 @@ class Writer:
 
     def delta(self, event: Delta) -> bytes:
         """A chunk with text."""
-        return self._chunk(event.index, {"content": event.text} if event.text else {}, event.finish)
+        text = {"content": event.text} if event.text else {}
+        return self._chunk(event.index, text, event.finish, self._listed(event))
 
     def usage(self, done: Done) -> bytes:
         """The last chunk of a stream whose client asked for usage."""
         return sse({**self._head, "object": "chat.completion.chunk", "choices": [], "usage": usage_dict(done)})
 
-    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None) -> bytes:
-        choice = {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _chunk(self, index: int, delta: dict[str, Any], finish: str | None, logprobs: Any = None) -> bytes:
+        choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
         return sse({**self._head, "object": "chat.completion.chunk", "choices": [choice]})
+
+    def _listed(self, delta: Delta) -> dict[str, Any] | None:
+        if not self._logprobs:
+            return None
+        content = [
+            {**_entry(score.token, score.logprob), "top_logprobs": [_entry(*one) for one in score.top]}
+            for score in delta.tokens
+        ]
+        return {"content": content, "refusal": None}
+
+
+def _entry(token: bytes, logprob: float) -> dict[str, Any]:
+    # JSON has no infinity; this is what the OpenAI API writes for "as good as impossible"
+    return {
+        "token": token.decode("utf-8", "replace"),
+        "logprob": max(logprob, -9999.0),
+        "bytes": list(token),
+    }
+
+
+def joined(pieces: list[Delta]) -> Delta:
+    """The pieces of one choice as one."""
+    last, tokens = pieces[-1], tuple(score for piece in pieces for score in piece.tokens)
+    return Delta(last.index, "".join(piece.text for piece in pieces), last.finish, tokens)
 
 
 def sse(data: dict[str, Any]) -> bytes:

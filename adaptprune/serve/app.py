@@ -22,16 +22,19 @@ from adaptprune.methods import list_methods
 from adaptprune.prompts import WORKERS
 from adaptprune.registry import did_you_mean
 from adaptprune.serve import asks, pictures
-from adaptprune.serve.answers import END, Writer, sse
+from adaptprune.serve.answers import END, Writer, joined, sse
 from adaptprune.serve.describe import describe
 from adaptprune.serve.errors import ServeError, error_object, status_of
 from adaptprune.serve.guard import Guard, GuardLimits, Keys
 from adaptprune.serve.metrics import Metrics
+from adaptprune.serve.parsing import parse
 from adaptprune.serve.pictures import ImageLimits
-from adaptprune.serve.schemas import ChatRequest, parse
+from adaptprune.serve.schemas import ChatRequest
 
 T = TypeVar("T")
-SMALL = 100_000  # bytes of JSON that are parsed in a millisecond
+#: Seconds of one forward that /health mentions.
+LONG = 5.0
+SMALL = 20_000  # bytes of JSON that are parsed in some milliseconds, whatever they are
 
 
 @dataclass(frozen=True)
@@ -71,14 +74,12 @@ class Service:
             raise ServeError(415, "unsupported_media_type", "send the request as application/json.")
         ask = parse(body) if len(body) < SMALL else await asyncio.to_thread(parse, body)
         engine = self.engine(ask.model)
+        request.state.model = engine.name  # for the metrics, should this request fail
         try:
             return await self._answer(request, ask, engine)
         except _Gone:
             self.metrics.refused(engine.name, "client_left")
             return Response(status_code=499)  # nobody is there to read it
-        except EngineError as error:
-            self.metrics.refused(engine.name, error.code)
-            raise
 
     def engine(self, name: str) -> Engine:
         """The engine of a model."""
@@ -86,6 +87,18 @@ class Service:
             message = f"unknown model {name[:200]!r}.{did_you_mean(name[:200], self.engines)}"
             raise ServeError(404, "model_not_found", message, param="model")
         return self.engines[name]
+
+    def health(self) -> tuple[str, dict[str, str]]:
+        """ "ok", "hung" or "dead", and by the names of engines why, or what they have been doing for a while."""
+        status, doing = "ok", {}
+        for name, engine in self.engines.items():
+            under_way = engine.watch.doing
+            if not engine.alive:
+                status, doing[name] = "dead", "its thread has ended"
+            elif under_way is not None and engine.watch.seconds > LONG:
+                doing[name] = f"{under_way[0]} for {engine.watch.seconds:.0f} s"
+                status = "hung" if engine.hung and status == "ok" else status
+        return status, doing
 
     async def _answer(self, request: Request, ask: ChatRequest, engine: Engine) -> Response:
         loop = asyncio.get_running_loop()
@@ -107,7 +120,7 @@ class Service:
             first = await _unless_gone(request, self._begin(engine, job, ask, events))
             if isinstance(first, Failed):
                 raise first.error
-            writer = Writer(ask.model)
+            writer = Writer(ask.model, bool(ask.logprobs))
             if ask.stream:
                 streaming = True
                 include = bool(ask.stream_options and ask.stream_options.include_usage)
@@ -119,7 +132,7 @@ class Service:
 
     async def _begin(self, engine: Engine, job: Job, ask: ChatRequest, events: asyncio.Queue[Event]) -> Event:
         """Prepare and queue a request; its first event, so that a refusal still has its own HTTP status."""
-        asks.check(ask, self._images)
+        asks.check(ask, self._images, engine)
         encoded = [(await pictures.read(url, self._images, name), name) for url, name in asks.image_urls(ask)]
 
         def prepare() -> None:
@@ -131,16 +144,15 @@ class Service:
     async def _whole(
         self, engine: Engine, writer: Writer, job: Job, event: Event, events: asyncio.Queue[Event]
     ) -> dict[str, Any]:
-        texts = [""] * job.sampling.n
-        finishes: list[str | None] = [None] * job.sampling.n
+        pieces: list[list[Delta]] = [[] for _ in range(job.sampling.n)]
         while isinstance(event, Delta):
-            texts[event.index] += event.text
-            finishes[event.index] = event.finish
+            pieces[event.index].append(event)
             event = await events.get()
         if isinstance(event, Failed):
             raise event.error
         self.metrics.answered(engine.name, event.usage)
-        return await _built(event, lambda: writer.whole(texts, finishes, event))
+        deltas = [joined(choice) for choice in pieces]
+        return await _built(event, lambda: writer.whole(deltas, event))
 
     async def _chunks(
         self, engine: Engine, writer: Writer, ask: ChatRequest, event: Event, events: asyncio.Queue[Event], usage: bool
@@ -223,8 +235,10 @@ def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) 
     service = Service(engines, settings.images)
     app = FastAPI(title="adaptprune", version=__version__, redoc_url=None)
     app.state.service = service
-    app.add_middleware(Guard, keys=settings.keys, hosts=settings.hosts, limits=settings.guard)
-    _add_errors(app)
+    app.add_middleware(
+        Guard, keys=settings.keys, hosts=settings.hosts, limits=settings.guard, refused=service.metrics.refused
+    )
+    _add_errors(app, service.metrics)
 
     async def chat(request: Request) -> Response:
         """Answer a conversation with text and images."""
@@ -239,13 +253,13 @@ def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) 
         return _model(service, service.engine(name).name)
 
     async def health() -> JSONResponse:
-        """Whether the engines run."""
-        dead = [name for name, engine in service.engines.items() if not engine.alive]
-        return JSONResponse({"status": "ok"} if not dead else {"status": "dead", "models": dead}, 503 if dead else 200)
+        """Whether the engines run, and what keeps one busy for longer than a moment."""
+        status, doing = service.health()
+        return JSONResponse({"status": status, **({"engines": doing} if doing else {})}, 200 if status == "ok" else 503)
 
     async def ready() -> JSONResponse:
         """Whether requests are taken: the engines run and the server is not shutting down."""
-        fine = not service.draining and all(engine.alive for engine in service.engines.values())
+        fine = not service.draining and service.health()[0] == "ok"
         return JSONResponse({"status": "ready" if fine else "not ready"}, 200 if fine else 503)
 
     async def metrics() -> Response:
@@ -274,8 +288,9 @@ def _model(service: Service, name: str) -> dict[str, Any]:
     }
 
 
-def _add_errors(app: FastAPI) -> None:
-    def show(error: EngineError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+def _add_errors(app: FastAPI, metrics: Metrics) -> None:
+    def show(request: Request, error: EngineError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+        metrics.refused(getattr(request.state, "model", ""), error.code)
         more = dict(headers or {})
         if error.retry_after is not None:
             more["Retry-After"] = str(error.retry_after)
@@ -284,13 +299,13 @@ def _add_errors(app: FastAPI) -> None:
         return JSONResponse(error_object(error), status_of(error), more)
 
     async def ours(request: Request, error: Exception) -> JSONResponse:
-        return show(from_exception(error))
+        return show(request, from_exception(error))
 
     async def theirs(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, (HTTPException, StarletteHTTPException))
         code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "http_error")
-        message = f"{request.method} {request.url.path[:200]}: {error.detail}."
-        return show(ServeError(error.status_code, code, message), error.headers)
+        message = f"{request.method[:20]} {request.url.path[:200]}: {error.detail}."
+        return show(request, ServeError(error.status_code, code, message), error.headers)
 
     app.exception_handler(EngineError)(ours)
     app.exception_handler(StarletteHTTPException)(theirs)

@@ -17,6 +17,10 @@ STATUSES = {
 }
 
 
+#: Characters of an error's message, whatever it quotes.
+MAX_MESSAGE = 2000
+
+
 class ServeError(EngineError):
     """A request that is not answered for a reason of HTTP's own.
 
@@ -48,4 +52,5 @@ def error_object(error: EngineError) -> dict[str, Any]:
     status = status_of(error)
     kinds = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
     kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    return {"error": {"message": error.message, "type": kind, "param": error.param, "code": error.code}}
+    message = error.message if len(error.message) <= MAX_MESSAGE else error.message[: MAX_MESSAGE - 3] + "..."
+    return {"error": {"message": message, "type": kind, "param": error.param, "code": error.code}}

@@ -14,10 +14,13 @@ from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from adaptprune.engines.batch.memory import give_back
 from adaptprune.engines.errors import EngineError, from_exception
 from adaptprune.serve.errors import ServeError, error_object, status_of
 
 log = logging.getLogger(__name__)
+#: Bytes of a body after which memory is given back.
+LARGE = 2**20
 Message = MutableMapping[str, Any]
 
 
@@ -76,11 +79,21 @@ class Guard:
         Names in the Host header that are answered; None: all. A server on loopback without a key answers only to its
         own names, or any web page could reach it through a name of its own (DNS rebinding).
     limits : GuardLimits
+    refused : callable, optional
+        Is told the model ("" where none was reached) and the error's code of every request that is refused here.
     """
 
-    def __init__(self, app: Any, keys: Keys, hosts: tuple[str, ...] | None, limits: GuardLimits) -> None:
-        self._app, self._keys, self._hosts, self._limits = app, keys, hosts, limits
+    def __init__(
+        self,
+        app: Any,
+        keys: Keys,
+        hosts: tuple[str, ...] | None,
+        limits: GuardLimits,
+        refused: Callable[[str, str], None] = lambda model, code: None,
+    ) -> None:
+        self._app, self._keys, self._hosts, self._limits, self._refused = app, keys, hosts, limits, refused
         self._held = 0
+        self._untidy = False
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -105,10 +118,22 @@ class Guard:
         except Exception as error:
             if not isinstance(error, EngineError):
                 log.exception("a request failed")
+            shown = from_exception(error)
+            self._refused(scope.get("state", {}).get("model", ""), shown.code)
             if not started:
-                await answer(send, from_exception(error))
+                await answer(send, shown)
         finally:
             self._held -= body.size
+            self._tidy_up(body.size)
+
+    def _tidy_up(self, size: int) -> None:
+        """Give memory back once no large body is held any more."""
+        self._untidy = self._untidy or size > LARGE
+        if self._untidy and not self._held:
+            self._untidy = False
+            loop = asyncio.get_running_loop()
+            # a moment later: the last references to the body end with this task
+            loop.call_later(0.05, loop.run_in_executor, None, give_back)
 
     def _admit(self, scope: Any) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

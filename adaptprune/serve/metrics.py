@@ -75,7 +75,11 @@ class Metrics:
         self._queue.labels(model).observe(usage.queue_ms / 1000)
 
     def refused(self, model: str, code: str) -> None:
-        """Note a request that ended with an error. `model` has to be one that is served: labels are never forgotten."""
+        """Note a request that ended with an error.
+
+        Labels are never forgotten: `model` has to be one that is served, or "" where none was reached, and `code` one
+        of the server's own.
+        """
         self._requests.labels(model, code).inc()
 
     def text(self) -> bytes:

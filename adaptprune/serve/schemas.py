@@ -1,17 +1,16 @@
-"""What clients may send and what they get: the OpenAI chat API's parameters that this server carries out, and pruning.
+"""What clients may send: the OpenAI chat API's parameters that this server carries out, and pruning.
 
-A parameter that would change the answer and is not carried out is refused, never ignored: it is in the schema with the
-only value that means "not used". null means "not given" everywhere, as in the OpenAI API.
+A parameter that would change the answer and is not carried out is refused, never ignored: it stands in a class
+`_NotCarriedOut` with the only values that mean "not used". What changes nothing about the answer is accepted, because
+clients send it out of habit. null means "not given" everywhere, as in the OpenAI API. See `parsing` for errors.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from adaptprune.registry import did_you_mean
-from adaptprune.serve.errors import ServeError, bad_request
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 Option = Annotated[
     bool
@@ -22,19 +21,70 @@ Option = Annotated[
 ]
 NoList = Annotated[list[Any], Field(max_length=0)]
 NoMap = Annotated[dict[str, Any], Field(max_length=0)]
+#: Options of a pruning method in one request; no method has nearly as many.
+MAX_OPTIONS = 64
+MAX_KEY = 80
 
 
 class _Part(BaseModel):
+    """Takes known keys only, and stops at the first unknown one: there may be very many."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
     @model_validator(mode="before")
     @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        return {key: value for key, value in data.items() if value is not None} if isinstance(data, dict) else data
+    def _known(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        known = set(cls._keys())
+        unknown = next((key for key in data if key not in known), None)
+        if unknown is not None:
+            raise PydanticCustomError("unknown_key", "unknown", {"key": unknown, "allowed": cls.supported()})
+        return {key: value for key, value in data.items() if value is not None}
+
+    @classmethod
+    def supported(cls) -> list[str]:
+        """Names of the keys that are carried out."""
+        others = keys_from(cls, _NotCarriedOut) | keys_from(cls, _Labels)
+        return [name for name in cls._keys() if name not in others]
+
+    @classmethod
+    def _keys(cls) -> list[str]:
+        return [field.alias or name for name, field in cls.model_fields.items()]
 
 
-class TextPart(_Part):
-    type: Literal["text"]
+class _NotCarriedOut(_Part):
+    """Keys of which only the values that mean "not used" are allowed."""
+
+
+class _Labels(_Part):
+    """Keys that change nothing about the answer."""
+
+
+def keys_from(kind: type[BaseModel], marker: type[BaseModel]) -> set[str]:
+    """Names of the keys that `kind` has from the classes marked by `marker`."""
+    return {name for base in kind.__mro__ if marker in base.__bases__ for name in base.__annotations__}
+
+
+def not_carried_out(kind: type[BaseModel]) -> set[str]:
+    """Names of the keys of `kind` that are refused by name."""
+    return keys_from(kind, _NotCarriedOut)
+
+
+# -- messages ---------------------------------------------------------------------------------------------------------
+
+
+class _Labelled(_Labels):
+    """What clients attach to a message or its parts; it changes nothing about the answer."""
+
+    cache_control: Any = Field(None, description="No effect.")
+    id: Any = Field(None, description="No effect.")
+    index: Any = Field(None, description="No effect.")
+    annotations: Any = Field(None, description="No effect.")
+
+
+class TextPart(_Labelled):
+    type: Literal["text", "input_text", "output_text"]
     text: str
 
 
@@ -42,35 +92,89 @@ class ImageUrl(_Part):
     """`detail` has no effect: the model's own processor decides at which size an image is read."""
 
     url: str = Field(description="A data URL (data:image/png;base64,...), or http(s) if the server allows its host.")
-    detail: Literal["auto", "low", "high"] | None = None
+    detail: Annotated[str, Field(max_length=200)] | None = Field(None, description="No effect.")
+    format: Annotated[str, Field(max_length=200)] | None = Field(None, description="No effect.")
 
 
-class ImagePart(_Part):
-    type: Literal["image_url"]
+class ImagePart(_Labelled):
+    type: Literal["image_url", "input_image"]
     image_url: ImageUrl
+    detail: Annotated[str, Field(max_length=200)] | None = Field(None, description="No effect.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_object(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("image_url"), str):
+            return {**data, "image_url": {"url": data["image_url"]}}
+        return data
 
 
-class Message(_Part):
-    """A turn of the conversation. Images may stand in a user's turn only."""
+Content = Annotated[
+    list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(max_length=256, fail_fast=True)
+]
+
+
+class _PastAnswer(_NotCarriedOut):
+    audio: None = None
+    function_call: None = None
+    images: NoList | None = None
+    refusal: Annotated[str, Field(max_length=0)] | None = None
+    tool_calls: NoList | None = None
+
+
+class _MessageLabels(_Labels):
+    name: str | None = Field(None, description="No effect: chat templates have no place for it.")
+    prefix: bool | None = Field(None, description="No effect: an assistant's message at the end is always continued.")
+    provider_specific_fields: Any = Field(None, description="No effect.")
+    reasoning: Any = Field(None, description="No effect: earlier reasoning is not shown to the model.")
+    reasoning_content: Any = Field(None, description="No effect.")
+    reasoning_details: Any = Field(None, description="No effect.")
+    thinking_blocks: Any = Field(None, description="No effect.")
+    tool_call_id: Any = Field(None, description="No effect.")
+
+
+class Message(_Labelled, _MessageLabels, _PastAnswer):
+    """A turn of the conversation. Images may stand in a user's turn only; an assistant's may have no content."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: (
-        str
-        | Annotated[
-            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(min_length=1, max_length=256)
-        ]
-    )
-    tool_calls: NoList | None = None
-    annotations: NoList | None = None
+    content: str | Content | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> Message:
+        if self.role != "assistant":
+            if self.content is None:
+                raise PydanticCustomError("no_content", "missing")
+            if not isinstance(self.content, str) and not self.content:
+                raise PydanticCustomError("no_parts", "has no parts")
+        return self
 
 
-class StreamOptions(_Part):
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+class _StreamRefused(_NotCarriedOut):
+    continuous_usage_stats: Literal[False] | None = None
+
+
+class StreamOptions(_StreamRefused):
     include_usage: bool | None = None
-    include_obfuscation: Literal[False] | None = None
+    include_obfuscation: bool | None = Field(None, description="No effect: chunks are not padded.")
+
+
+class JsonSchema(_Part):
+    """`name`, `description` and `strict` have no effect: a schema is always kept to."""
+
+    name: Annotated[str, Field(max_length=200)] | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    strict: bool | None = None
 
 
 class ResponseFormat(_Part):
-    type: Literal["text"]
+    """The answer's form: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
 
 
 class Pruning(BaseModel):
@@ -88,20 +192,73 @@ class Pruning(BaseModel):
     return_kept: bool = Field(False, description="List grid, row and column of every kept token in usage.pruning.")
     return_overlay: bool = Field(False, description="Add the picture with dropped patches dimmed, as a PNG data URL.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if len(data) > MAX_OPTIONS:
+            message = "a method has fewer than {most} options"
+            raise PydanticCustomError("too_many", message, {"most": MAX_OPTIONS})
+        long = next((key for key in data if len(key) > MAX_KEY), None)
+        if long is not None:
+            allowed = [*cls.model_fields, "the method's options"]
+            raise PydanticCustomError("unknown_key", "unknown", {"key": long, "allowed": allowed})
+        return {key: value for key, value in data.items() if value is not None}
 
-class ChatRequest(_Part):
+
+class _RequestLabels(_Labels):
+    """Labels, and what changes nothing about one request's answer."""
+
+    metadata: dict[str, Any] | None = Field(None, description="No effect.")
+    parallel_tool_calls: bool | None = Field(None, description="No effect: there are no tools.")
+    prompt_cache_key: str | None = Field(None, description="No effect.")
+    prompt_cache_retention: str | None = Field(None, description="No effect.")
+    safety_identifier: str | None = Field(None, description="No effect.")
+    service_tier: str | None = Field(None, description="No effect.")
+    store: bool | None = Field(None, description="No effect: nothing is stored.")
+    user: str | None = Field(None, description="No effect.")
+
+
+class _RequestRefused(_NotCarriedOut):
+    audio: None = None
+    best_of: Literal[1] | None = None
+    echo: Literal[False] | None = None
+    frequency_penalty: Literal[0] | None = None
+    function_call: Literal["none", "auto"] | None = None
+    functions: list[Any] | None = None
+    include_reasoning: Literal[False] | None = None
+    include_stop_str_in_output: Literal[False] | None = None
+    length_penalty: Literal[1] | None = None
+    logit_bias: NoMap | None = None
+    min_tokens: Literal[0] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(max_length=1, fail_fast=True)] | None = None
+    prediction: None = None
+    presence_penalty: Literal[0] | None = None
+    reasoning_effort: Literal["none"] | None = None
+    skip_special_tokens: Literal[True] | None = None
+    spaces_between_special_tokens: Literal[True] | None = None
+    stop_token_ids: NoList | None = None
+    tool_choice: Literal["none", "auto"] | None = None
+    tools: list[Any] | None = None
+    use_beam_search: Literal[False] | None = None
+    verbosity: Literal["medium"] | None = None
+    web_search_options: None = None
+
+
+class ChatRequest(_RequestLabels, _RequestRefused):
     """A request to /v1/chat/completions."""
 
     model: Annotated[str, Field(max_length=500)]
-    messages: Annotated[list[Message], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=1000, fail_fast=True)]
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    max_tokens: Annotated[int, Field(ge=1)] | Literal[-1] | None = Field(None, description="-1: not limited.")
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     stop: (
         Annotated[str, Field(min_length=1, max_length=200)]
-        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4)]
+        | Annotated[list[Annotated[str, Field(min_length=1, max_length=200)]], Field(max_length=4, fail_fast=True)]
         | None
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
@@ -109,99 +266,25 @@ class ChatRequest(_Part):
         None, description="0 is greedy. Default: what the checkpoint's generation_config.json says (greedy if nothing)."
     )
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=-1, le=2**31)] | None = Field(None, description="0 and -1: all tokens.")
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = Field(
+        None, description="1 is none; counts the prompt, too."
+    )
+    logprobs: bool | None = Field(None, description="List every token with its log probability before sampling.")
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
     pruning: Pruning | None = None
     ignore_eos: bool | None = Field(None, description="Write on to max_tokens; for load tests.")
     timeout: Annotated[float, Field(gt=0)] | None = Field(None, description="Seconds; at most the server's own limit.")
-    # labels that change nothing about the answer
-    user: str | None = None
-    safety_identifier: str | None = None
-    prompt_cache_key: str | None = None
-    metadata: dict[str, Any] | None = None
-    # not carried out: only the values that mean "not used" are allowed
-    audio: None = None
-    frequency_penalty: Literal[0] | None = None
-    function_call: Literal["none"] | None = None
-    functions: NoList | None = None
-    logit_bias: NoMap | None = None
-    logprobs: Literal[False] | None = None
-    modalities: list[Literal["text"]] | None = None
-    parallel_tool_calls: bool | None = None
-    prediction: None = None
-    presence_penalty: Literal[0] | None = None
-    reasoning_effort: None = None
-    response_format: ResponseFormat | None = None
-    service_tier: Literal["auto", "default"] | None = None
-    store: Literal[False] | None = None
-    tool_choice: Literal["none", "auto"] | None = None
-    tools: NoList | None = None
-    top_logprobs: Literal[0] | None = None
-    verbosity: None = None
-    web_search_options: None = None
+    continue_final_message: bool | None = Field(None, description="True only if the last message is an assistant's.")
+    add_generation_prompt: bool | None = Field(None, description="True only if the last message is the user's.")
+    chat_template_kwargs: dict[str, Any] | None = Field(
+        None, description="Accepted as long as the model's chat template reads none of them."
+    )
 
     @property
     def limit(self) -> int | None:
         """The most new tokens, under its new or its old name."""
-        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
-
-
-#: Parameters of the OpenAI API that this server does not carry out.
-UNSUPPORTED = frozenset(
-    name for name in list(ChatRequest.model_fields)[list(ChatRequest.model_fields).index("audio") :]
-) | {"tool_calls", "annotations", "include_obfuscation"}  # fmt: skip
-
-
-def parse(body: bytes) -> ChatRequest:
-    """A request from its JSON.
-
-    Raises
-    ------
-    ServeError
-        400 that names the part at fault.
-    """
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise _explain(error) from None
-
-
-def _explain(error: ValidationError) -> ServeError:
-    """The first problem, in words; of the alternatives at its place, the one that came furthest."""
-    problems = error.errors(include_url=False, include_context=False)
-    problem = max(
-        (one for one in problems if one["loc"][:3] == problems[0]["loc"][:3]), key=lambda one: len(one["loc"])
-    )
-    place, value = problem["loc"], problem["input"]
-    param = _path(place)
-    name = place[-1] if place else ""
-    if problem["type"] == "json_invalid":
-        return bad_request(f"the body is not valid JSON: {problem['msg']}.", None, "invalid_json")
-    if not place:
-        return bad_request("the body is not a JSON object.", None, "invalid_type")
-    if problem["type"] == "missing":
-        return bad_request(f"{param} is missing.", param, "missing_required_parameter")
-    if problem["type"] == "extra_forbidden":
-        hint = did_you_mean(str(name), ChatRequest.model_fields) if len(place) == 1 else ""
-        return bad_request(f"unknown parameter {param!r}.{hint}", param, "unknown_parameter")
-    unsupported = next((str(part) for part in place if part in UNSUPPORTED), None)
-    if unsupported is not None:
-        message = f"{unsupported} is not supported by this server: leave it out."
-        return bad_request(message, unsupported, "unsupported_parameter")
-    if problem["type"] == "union_tag_invalid":
-        message = f"{param}: only parts of type 'text' and 'image_url' are supported."
-        return bad_request(message, param, "unsupported_parameter")
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "..."
-    return bad_request(f"{param}: {problem['msg'][0].lower()}{problem['msg'][1:]}, not {shown}.", param)
-
-
-def _path(place: tuple[int | str, ...]) -> str:
-    """The place of a problem as messages[0].content[1].text; names of alternatives in it are pydantic's, not ours."""
-    path = ""
-    for before, part in zip((None, *place), place, strict=False):
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif isinstance(before, int) and part in ("text", "image_url"):
-            continue  # the alternative that a part's type chose
-        elif part.replace("_", "").isalnum() and part not in ("str", "int", "float", "bool"):
-            path += f".{part}" if path else part
-    return path or ".".join(map(str, place))
+        limit = self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+        return None if limit == -1 else limit

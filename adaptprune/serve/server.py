@@ -8,6 +8,7 @@ import logging
 from typing import Any
 from urllib.parse import urlsplit
 
+import h11
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -20,6 +21,8 @@ log = logging.getLogger(__name__)
 #: Seconds in which the head of a connection's first request has to arrive.
 HEAD_TIMEOUT = 20.0
 MAX_CONNECTIONS = 2048
+#: Seconds between two signs to a client that has closed its side.
+PROBE = 0.2
 #: What numbers on the command line may be; others: 1 or more.
 RANGES = {
     "port": (0, 65535),
@@ -28,6 +31,7 @@ RANGES = {
     "max_queue": (0, 10**6),
     "timeout": (0, 86400),
     "drain": (0, 86400),
+    "hang_after": (1, 86400),
     "health_interval": (1, 3600),
     "threads": (1, 1024),
 }
@@ -101,7 +105,12 @@ _QUIET = _Quiet()
 
 
 class _Protocol(H11Protocol):
-    """Closes connections whose first request's head does not arrive; uvicorn waits for it for ever."""
+    """Closes connections whose first request's head does not arrive; uvicorn waits for it for ever.
+
+    A client that has closed only its sending side gets its answer. One that has left looks the same at first: only
+    what is sent to it comes back as an error. So it is sent "100 Continue", which every client skips, until it is
+    answered.
+    """
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -110,6 +119,22 @@ class _Protocol(H11Protocol):
     def _close_if_silent(self) -> None:
         if self.cycle is None and self.transport is not None and not self.transport.is_closing():
             self.transport.close()
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        cycle = self.cycle
+        if cycle is None or cycle.response_complete or cycle.more_body or self.scheme == "https":
+            return False  # there is nothing to answer: the transport is closed
+        cycle.keep_alive = bool(self.conn.trailing_data[0])  # another request, that has arrived already
+        self.loop.call_later(PROBE, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        cycle = self.cycle
+        if cycle.response_started or self.transport.is_closing():  # an answer under way is a probe itself
+            return
+        if cycle.scope["http_version"] != "1.0":
+            self.transport.write(self.conn.send(h11.InformationalResponse(status_code=100, headers=[])))
+        self.loop.call_later(PROBE, self._probe)
 
 
 class Server(uvicorn.Server):

@@ -20,7 +20,9 @@ from torch import Tensor
 from adaptprune.devices import synchronize
 from adaptprune.engines.batch.jobs import Delta, Job, Row
 from adaptprune.engines.batch.reading import image_uses
+from adaptprune.engines.batch.scores import TokenScores
 from adaptprune.engines.batch.slots import Slots, install_masks
+from adaptprune.engines.batch.vocabulary import ByteText
 from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
@@ -82,7 +84,7 @@ class Batch:
         self._slots = Slots(model.config, found.sources)
         self._remove_masks = install_masks(found)
         self.encoded = Encoded(model, found.base, remember) if remember else None
-        self._eos = _eos_of(model)
+        self.eos = _eos_of(model)
 
     @property
     def nbytes(self) -> int:
@@ -154,8 +156,15 @@ class Batch:
         config.do_sample, config.num_beams, config.guidance_scale = temperature > 0, 1, None
         if config.do_sample:
             config.temperature = temperature
-            config.top_p = config.top_p if sampling.top_p is None else sampling.top_p
+        for name in ("top_p", "top_k", "min_p") if config.do_sample else ():
+            if getattr(sampling, name) is not None:
+                setattr(config, name, getattr(sampling, name))
+        if sampling.repetition_penalty is not None:
+            config.repetition_penalty = sampling.repetition_penalty
         processors = calls.logits_processors(self.model, config, ids)
+        grammar = job.grammar.copy() if job.grammar is not None else None
+        if grammar is not None:
+            processors.insert(0, grammar)  # first: the others may leave a few tokens only, and none that fits
         generator = None
         if config.do_sample:
             generator = torch.Generator(device)
@@ -163,8 +172,12 @@ class Batch:
                 generator.seed()
             else:
                 generator.manual_seed((sampling.seed + index) % 2**63)
-        stops = StopText(list(sampling.stop))
-        return Row(job, index, ids, position, processors, generator, Detokenizer(self._tokenizer), stops)
+        stops, eos, words = StopText(list(sampling.stop)), self.eos, job.vocabulary
+        text: Detokenizer | ByteText = Detokenizer(self._tokenizer)
+        if grammar is not None and words is not None:
+            text, eos = ByteText(words), eos | frozenset(words.eos)
+        scores = TokenScores(words, sampling.logprobs) if words is not None and sampling.logprobs is not None else None
+        return Row(job, index, ids, position, processors, generator, text, stops, eos, grammar, scores)
 
     def step(self) -> Written:
         """Write one token for every row. If it fails, the rows are as they were; BrokenOff if that cannot be had."""
@@ -205,7 +218,7 @@ class Batch:
                     raise _not_a_number()
                 plain = row.generator is None and not row.processors
                 token = greedy[place] if plain else row.choose(scores[place : place + 1])
-                delta = row.accept(token, self._eos)
+                delta = row.accept(token, scores[place])
             except Exception as error:  # the others have been computed already and go on
                 yield row.job, error
             else:

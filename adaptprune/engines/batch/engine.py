@@ -22,9 +22,13 @@ from torch import Tensor
 
 from adaptprune.engines.batch.ask import ask
 from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
+from adaptprune.engines.batch.grammar import Grammars
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
-from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused
+from adaptprune.engines.batch.memory import give_back
+from adaptprune.engines.batch.vocabulary import Vocabulary
+from adaptprune.engines.batch.watch import Watch
+from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused, shutting_down, too_late
 from adaptprune.engines.protocol import BATCHING, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
@@ -32,6 +36,9 @@ from adaptprune.prompts import Prompter, PromptError, Turn, images_of
 from adaptprune.pruner import Pruner
 
 log = logging.getLogger(__name__)
+
+#: Seconds without a request after which memory is handed back.
+IDLE = 1.0
 
 
 class Engine:
@@ -74,6 +81,9 @@ class Engine:
         self.limits, self.pruner = limits or EngineLimits(), pruner
         self.prompter = Prompter(processor, model, protocol)
         self._batch = Batch(model, processor, self.prompter.tokenizer(), remember)
+        self._vocabulary = Vocabulary(self.prompter.tokenizer(), self._batch.eos)
+        self._grammars = Grammars(self._vocabulary)
+        self.watch = Watch()
         self._open: set[Job] = set()
         self._waiting: deque[Job] = deque()
         self._wake = threading.Condition()
@@ -93,6 +103,11 @@ class Engine:
     def alive(self) -> bool:
         """Whether the engine's thread runs."""
         return self._thread.is_alive()
+
+    @property
+    def hung(self) -> bool:
+        """Whether one turn of the engine's thread has been under way for longer than any should."""
+        return self.watch.seconds > self.limits.hang_after
 
     @property
     def running(self) -> int:
@@ -147,7 +162,7 @@ class Engine:
         job = Job(sampling, pruner, on_event, deadline, want_kept=want_kept, want_overlay=want_overlay)
         with self._wake:
             if self._draining or self._stopping:
-                raise _shutting_down()
+                raise shutting_down()
             if len(self._open) >= self.limits.max_batch + self.limits.max_queue:
                 wait = self._pace * (1 + len(self._open) / self.limits.max_batch)
                 raise EngineError(
@@ -190,6 +205,11 @@ class Engine:
             job.inputs = make() if make is not None else self.prompter.inputs(turns)
         except PromptError as error:
             raise refused(str(error), "messages", error.code) from error
+        if job.sampling.logprobs is not None or job.sampling.schema is not None:
+            job.vocabulary = self._vocabulary
+            _ = self._vocabulary.tokens  # made here, where nobody else waits
+        if job.sampling.schema is not None:
+            job.grammar = self._grammars.compile(job.sampling.schema)
         job.images = images_of(turns) if job.want_overlay or self._batch.encoded is not None else []
         length = job.inputs["input_ids"].shape[1]
         job.max_tokens = self.limits.room(length, self.context, job.sampling)
@@ -200,7 +220,7 @@ class Engine:
         """Put prepared requests in the queue, all at once, so that what is read when does not depend on chance."""
         with self._wake:
             if self._stopping:
-                raise _shutting_down()
+                raise shutting_down()
             self._waiting += [job for job in jobs if not job.closed]
             self._wake.notify()
 
@@ -285,12 +305,20 @@ class Engine:
     # -- the engine's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        tidy = True
         while True:
             with self._wake:
-                while not (self._waiting or self._batch.rows or self._stopping):
-                    self._wake.wait()
+                if not (self._waiting or self._batch.rows or self._stopping):
+                    self._wake.wait(None if tidy else IDLE)
                 if self._stopping:
                     break
+                idle = not (self._waiting or self._batch.rows)
+            if idle:
+                if not tidy:
+                    give_back(self.model.device)
+                tidy = True
+                continue
+            tidy = False
             try:
                 with torch.inference_mode():
                     self._turn()
@@ -298,7 +326,7 @@ class Engine:
                 log.exception("the engine %r failed", self.name)
                 self._fail_rows(from_exception((isinstance(error, BrokenOff) and error.__cause__) or error))
         for job in list(self._open):
-            self._fail(job, _shutting_down())
+            self._fail(job, shutting_down())
         self._batch.clear()
 
     def _turn(self) -> None:
@@ -316,7 +344,8 @@ class Engine:
         if job is not None:
             job.usage.queue_ms = job.milliseconds()
             try:
-                self._pass_on(self._batch.read(job))
+                with self.watch.over("reading a prompt"):
+                    self._pass_on(self._batch.read(job))
             except Exception as error:
                 if not isinstance(error, AdaptPruneError):
                     log.exception("reading a prompt failed")
@@ -326,7 +355,8 @@ class Engine:
 
     def _write(self) -> None:
         try:
-            self._pass_on(self._batch.step())
+            with self.watch.over(f"writing {len(self._batch.rows)} answers"):
+                self._pass_on(self._batch.step())
         except Exception as error:
             if not out_of_memory(error):
                 raise
@@ -348,7 +378,7 @@ class Engine:
                 if job.closed:
                     continue
                 if time.monotonic() > job.deadline:
-                    self._fail(job, _too_late())
+                    self._fail(job, too_late())
                     continue
                 job.rows = job.sampling.n
                 return job
@@ -360,13 +390,13 @@ class Engine:
             if row.job.cancelled:
                 self._close(row.job)
             elif now > row.job.deadline:
-                self._fail(row.job, _too_late())
+                self._fail(row.job, too_late())
         self._batch.drop(lambda row: row.job.closed)
         with self._wake:
             self._waiting = deque(job for job in self._waiting if not job.closed)
             late = [job for job in self._waiting if now > job.deadline]
         for job in late:
-            self._fail(job, _too_late())
+            self._fail(job, too_late())
 
     def _pass_on(self, written: Written) -> None:
         """Tell the listeners what was written, and let finished rows leave."""
@@ -413,13 +443,5 @@ class Engine:
     def _close(self, job: Job) -> None:
         with self._wake:  # a Condition's lock may be taken again by the thread that holds it
             job.closed = True
-            job.inputs, job.images = {}, []
+            job.inputs, job.images, job.grammar = {}, [], None
             self._open.discard(job)
-
-
-def _shutting_down() -> EngineError:
-    return EngineError("shutting_down", "the server is shutting down: send the request to another one.")
-
-
-def _too_late() -> EngineError:
-    return EngineError("deadline_exceeded", "the request was not finished within its time: ask for fewer tokens.")

@@ -11,6 +11,9 @@ import torch
 from torch import Tensor
 
 from adaptprune.checks import whole
+from adaptprune.engines.batch.grammar import Grammar
+from adaptprune.engines.batch.scores import TokenScore, TokenScores
+from adaptprune.engines.batch.vocabulary import ByteText, Vocabulary
 from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.prompts.text import Detokenizer, StopText
@@ -37,6 +40,16 @@ class Sampling:
         Choices; they share one reading of the prompt.
     ignore_eos : bool
         Go on to max_tokens, for load tests.
+    top_k : int or None
+        Sample among that many tokens; 0: among all.
+    min_p : float or None
+        Leave out tokens less probable than this share of the likeliest one.
+    repetition_penalty : float or None
+        Above 1: tokens of the prompt and the answer become less probable.
+    logprobs : int or None
+        List the tokens with their log probabilities, and so many alternatives to each.
+    schema : str or None
+        JSON schema that the answer keeps to.
     """
 
     max_tokens: int | None = None
@@ -46,6 +59,11 @@ class Sampling:
     stop: tuple[str, ...] = ()
     n: int = 1
     ignore_eos: bool = False
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    logprobs: int | None = None
+    schema: str | None = None
 
     def check(self) -> None:
         """Raise AdaptPruneError for numbers that no engine can use."""
@@ -127,11 +145,12 @@ class Usage:
 
 @dataclass(frozen=True)
 class Delta:
-    """A piece of a choice's text; `finish` is "stop" or "length" in its last one."""
+    """A piece of a choice's text; `finish` is "stop" or "length" in its last one, `tokens` empty unless asked for."""
 
     index: int
     text: str
     finish: str | None = None
+    tokens: tuple[TokenScore, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -167,6 +186,8 @@ class Job:
     images: list[Any] = field(default_factory=list)  # PIL; for the overlay, and for what the engine remembers
     encoding: dict[str, Any] = field(default_factory=dict)  # options of the model's encode calls
     max_tokens: int = 0
+    grammar: Grammar | None = None  # at its beginning
+    vocabulary: Vocabulary | None = None  # only if logprobs or a grammar need it
     cancelled: bool = False
     closed: bool = False
     rows: int = 0  # choices still being written
@@ -188,8 +209,11 @@ class Row:
     position: Tensor  # (..., 1, 1) of the token that was read last; leading axes for M-RoPE
     processors: Any
     generator: torch.Generator | None  # None: greedy
-    text: Detokenizer
+    text: Detokenizer | ByteText
     stops: StopText
+    eos: frozenset[int]
+    grammar: Grammar | None = None
+    scores: TokenScores | None = None
     tokens: list[int] = field(default_factory=list)
     ended: bool = False
 
@@ -202,24 +226,31 @@ class Row:
             return int(scores.argmax())
         return int(torch.multinomial(scores.softmax(-1), 1, generator=self.generator))
 
-    def accept(self, token: int, eos: frozenset[int]) -> Delta:
-        """Note a token; the text it finishes, and whether the answer ends with it."""
+    def accept(self, token: int, scores: Tensor) -> Delta:
+        """Note a token, chosen by `scores` (vocabulary,); the text it finishes, and whether the answer ends with it."""
         self.tokens.append(token)
-        finish = None
-        if token in eos and not self.job.sampling.ignore_eos:
-            finish = "stop"
-            shown = ""
-        else:
+        complete = self.grammar is not None and self.grammar.accept(token)
+        at_end = token in self.eos and not self.job.sampling.ignore_eos
+        if self.scores is not None and not at_end:
+            self.scores.note(token, scores, self.text.length)
+        shown, finish = self._shown(token, at_end, complete)
+        self.ended = finish is not None
+        if self.scores is None:
+            return Delta(self.index, shown, finish)
+        listed = self.scores.release(shown, rest=self.ended and not self.stops.stopped)
+        return Delta(self.index, shown, finish, listed)
+
+    def _shown(self, token: int, at_end: bool, complete: bool) -> tuple[str, str | None]:
+        shown, finish = "", "stop" if at_end or complete else None
+        if not at_end:
             shown = self.stops.push(self.text.push(token))
             if self.stops.stopped:
-                self.ended = True
-                return Delta(self.index, shown, "stop")
-            if len(self.tokens) >= self.job.max_tokens:
+                return shown, "stop"
+            if finish is None and len(self.tokens) >= self.job.max_tokens:
                 finish = "length"
         if finish is not None:
             shown += self.stops.push(self.text.flush())
             if self.stops.stopped:
                 finish = "stop"
             shown += self.stops.flush()
-            self.ended = True
-        return Delta(self.index, shown, finish)
+        return shown, finish

@@ -28,6 +28,8 @@ class EngineLimits:
         Prompts that are read between two tokens of the running answers: 1 holds them up least, more is done sooner.
     default_tokens : int or None
         New tokens of an answer for which no number is asked; None: as many as fit.
+    hang_after : float
+        Seconds of one forward after which the engine counts as hung.
     """
 
     max_batch: int = 32
@@ -35,6 +37,7 @@ class EngineLimits:
     max_tokens: int = 2048
     max_prompt_tokens: int | None = None
     timeout: float = 600.0
+    hang_after: float = 120.0
     prompts_per_step: int = 1
     default_tokens: int | None = None
 

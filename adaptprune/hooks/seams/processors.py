@@ -22,9 +22,14 @@ def image_token(processor: Any) -> str:
     return str(getattr(processor, "image_token", None) or "<image>")
 
 
+def template(processor: Any) -> str:
+    """The chat template of a processor, all of them if it has several, "" if it has none."""
+    return str(getattr(processor, "chat_template", None) or "")
+
+
 def has_template(processor: Any) -> bool:
     """Whether a processor writes conversations in its model's own format (base checkpoints of LLaVA-1.5 do not)."""
-    return bool(getattr(processor, "chat_template", None))
+    return bool(template(processor))
 
 
 def templated(
