@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from adaptprune.cli.loading import OPTIONS, loading_options
+from adaptprune.cli.loading import OPTIONS, loading_options, say_notice
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
@@ -64,7 +64,9 @@ def _backend(server: str | None, key: str | None, loading: dict[str, Any], as_js
         from adaptprune.models import load
 
         progress_bars(not as_json)
-        return LocalBackend(*load(**loading))
+        backend = LocalBackend(*load(**loading))
+        say_notice(backend.model)
+        return backend
     from adaptprune.chat.backend import ServerBackend
     from adaptprune.client import Client
 

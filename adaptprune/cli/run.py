@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from adaptprune.cli.app import print_json, stdout
-from adaptprune.cli.loading import loading_options
+from adaptprune.cli.loading import loading_options, say_notice
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
@@ -38,6 +38,7 @@ def command(
     images = [open_image(source) for source in image]
     progress_bars(not as_json)
     engine = TransformersEngine(*load(**loading))
+    say_notice(engine.model)
     answer = engine.answer(
         images,
         prompt,

@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from adaptprune._version import __version__
 from adaptprune.methods import list_methods
+from adaptprune.models import notice
 from adaptprune.registry import did_you_mean
 from adaptprune.serve import asks, pictures
 from adaptprune.serve.answers import END, Writer, sse
@@ -263,6 +264,7 @@ def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
     engine = service.engines[name]
+    said = notice(engine.model)
     return {
         "id": name,
         "object": "model",
@@ -270,6 +272,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "adaptprune",
         "max_model_len": engine.context,
         "pruning": {"default": engine.pruner.spec() if engine.pruner else "none", "methods": list_methods()},
+        **({"notice": said} if said else {}),
     }
 
 
