@@ -178,7 +178,7 @@ class Client:
         models = []
         for model in found if isinstance(found, list) else []:
             if isinstance(name := getattr(model, "id", None), str) and name:
-                models.append(_served(name, getattr(model, "model_extra", None) or {}))
+                models.append(_served(name, _mapping(getattr(model, "model_extra", None))))
         if not models:
             raise ClientError(f"the server at {self.url} serves no model.")
         return models
@@ -258,8 +258,8 @@ def _served(name: str, more: Mapping[str, Any]) -> ServedModel:
 
 def _cost(usage: Any, finish: Any) -> Cost:
     """What a server reports; None for what is no number that can be true."""
-    more = getattr(usage, "model_extra", None) or {}
-    pruning, timing = (part if isinstance(part := more.get(name), dict) else {} for name in ("pruning", "timing"))
+    more = _mapping(getattr(usage, "model_extra", None))
+    pruning, timing = _mapping(more.get("pruning")), _mapping(more.get("timing"))
     method, picture = pruning.get("method"), pruning.get("overlay")
     total, kept = _count(pruning.get("visual_tokens")), _count(pruning.get("visual_tokens_kept"))
     if total is None or kept is None or kept > total:
@@ -275,6 +275,10 @@ def _cost(usage: Any, finish: Any) -> Cost:
         finish if isinstance(finish, str) else None,
         _picture(picture) if isinstance(picture, str) else None,
     )
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: Any) -> int | None:

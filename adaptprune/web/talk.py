@@ -26,6 +26,8 @@ IMAGES, MAX_TOKENS = ImageLimits(), EngineLimits().max_tokens
 MAX_NAMES, MAX_NAME = 1000, 500
 #: Seconds between two looks at a stop, and between two steps of a fast answer; more as the answer grows.
 STEP, STEP_PER_CHARACTER = 0.05, 1 / 200_000
+#: Pieces of an answer that are read before they are shown.
+AHEAD = 256
 #: Half a character: JSON may hold one, files and pages may not.
 BROKEN = re.compile("[\ud800-\udfff]")
 #: How servers name parts of a request and addresses of their API when they refuse.
@@ -273,18 +275,25 @@ def _read(pieces: Iterator[str | Cost], stop: threading.Event) -> Iterator[str |
 
     A request that was stopped before its first word is closed when that arrives.
     """
-    waiting: queue.SimpleQueue[str | Cost | BaseException | None] = queue.SimpleQueue()
+    waiting: queue.Queue[str | Cost | BaseException | None] = queue.Queue(AHEAD)
     done = threading.Event()
+
+    def hand(piece: str | Cost | BaseException | None) -> None:
+        while not done.is_set():
+            try:
+                return waiting.put(piece, timeout=STEP)
+            except queue.Full:  # a server that writes faster than anybody reads
+                continue
 
     def read() -> None:
         try:
             for piece in pieces:
-                waiting.put(piece)
+                hand(piece)
                 if done.is_set():
                     break
-            waiting.put(None)
+            hand(None)
         except BaseException as error:  # handed to the thread that waits
-            waiting.put(error)
+            hand(error)
         finally:
             pieces.close()  # type: ignore[attr-defined]
 
