@@ -10,11 +10,18 @@ element.addEventListener("click", (event) => {
   }
   trigger("click", { act: button.dataset.act });
 });
-// The style sheet keeps the end of the conversation in view inside its own box, unless its reader has scrolled away
-// from there. A new question is asked at the end: go there.
+// The conversation scrolls in its own box, never the page: to its end, unless its reader has scrolled away from there.
+// A new question is asked at the end: go there.
+let follows = true;
 let asked = 0;
+element.addEventListener("scroll", ({ target }) => {
+  if (!target.matches(".ap-talk")) return;
+  follows = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+}, true);
 watch("value", () => {
+  const box = element.querySelector(".ap-talk");
   const questions = element.querySelectorAll(".ap-exchange").length;
-  if (questions > asked) element.querySelector(".ap-talk").scrollTop = 0;
+  follows ||= questions !== asked;
   asked = questions;
+  if (box && follows) box.scrollTop = box.scrollHeight;
 });

@@ -40,16 +40,16 @@ class Pictures:
                 image = decode_image(data, Path(file).name, max_pixels=IMAGES.max_pixels, formats=FORMATS)
             except (OSError, AdaptPruneError):
                 return ""  # the answer's own error says it
-            self._thumbnails[file] = self.keep(image, THUMBNAIL)
+            self._thumbnails[file] = self.keep(image, THUMBNAIL, "picture.jpg")
         return self._thumbnails[file]
 
-    def keep(self, image: Image.Image, side: int = OVERLAY) -> str:
-        """Where the page has a copy of an image, no side longer than `side`."""
+    def keep(self, image: Image.Image, side: int = OVERLAY, name: str = "kept.jpg") -> str:
+        """Where the page has a copy of an image, no side longer than `side`; under `name` it is downloaded."""
         copy = image.convert("RGB")
         copy.thumbnail((side, side), Image.Resampling.LANCZOS)
         buffer = io.BytesIO()
         copy.save(buffer, "JPEG", quality=88)
-        target = self._folder / hashlib.sha256(buffer.getvalue()).hexdigest() / "picture.jpg"
+        target = self._folder / hashlib.sha256(buffer.getvalue()).hexdigest() / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(buffer.getvalue())
         self._made.add(str(target))

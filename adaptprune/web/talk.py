@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -280,10 +281,9 @@ def _read(pieces: Iterator[str | Cost], stop: threading.Event) -> Iterator[str |
 
     def hand(piece: str | Cost | BaseException | None) -> None:
         while not done.is_set():
-            try:
-                return waiting.put(piece, timeout=STEP)
-            except queue.Full:  # a server that writes faster than anybody reads
-                continue
+            with suppress(queue.Full):  # a server that writes faster than anybody reads
+                waiting.put(piece, timeout=STEP)
+                break
 
     def read() -> None:
         try:

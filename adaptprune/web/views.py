@@ -89,7 +89,7 @@ def overlay(one: Exchange, name: str, pictures: Pictures) -> str:
         f'<img src="{url}" width="{width}" height="{height}" alt="The picture, with the parts that were kept outlined">'
     )
     full = (
-        f'{image}<a href="{url}" download="kept.jpg">Download</a>'
+        f'{image}<a href="{url}" download>Download</a>'
         f'<button type="button" popovertarget="kept-{name}" popovertargetaction="hide">Close</button>'
     )
     return (
