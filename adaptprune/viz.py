@@ -1,18 +1,20 @@
-"""Pictures of what was kept: the image as the model saw it, with dropped patches dimmed."""
+"""Pictures of what was kept: the image as the model saw it, groups of kept patches outlined, all else dimmed."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageChops, ImageOps
 from torch import Tensor
 
 from adaptprune.hooks.seams import processors
 from adaptprune.report import SampleReport
 
-DIMMED = 0.25  # brightness of a dropped patch
+DIMMED = 0.3  # how much of a dropped patch is left
+SHADE = 56  # grey that it fades into: not black, so that a dark picture's dropped and kept areas differ
+LINE = 3  # pixels of an outline
 CELL = 28  # pixels per visual token in the picture
 GAP = 8  # pixels between several images
 
@@ -20,7 +22,7 @@ GAP = 8  # pixels between several images
 def overlay(
     images: Sequence[Image.Image], sample: SampleReport, seen: Sequence[Image.Image] | None = None
 ) -> Image.Image:
-    """The grids of one prompt side by side, dropped patches dimmed and kept ones outlined.
+    """The grids of one prompt side by side: dropped patches dimmed, groups of kept ones that touch outlined.
 
     Parameters
     ----------
@@ -83,10 +85,23 @@ def _picture(pixels: Tensor, means: Sequence[float], deviations: Sequence[float]
 def _panel(picture: Image.Image, shape: tuple[int, int], kept: Sequence[tuple[int, int]]) -> Image.Image:
     rows, columns = shape
     bright = picture.convert("RGB").resize((columns * CELL, rows * CELL), Image.Resampling.LANCZOS)
-    panel = Image.blend(Image.new("RGB", bright.size), bright, DIMMED)
-    draw = ImageDraw.Draw(panel)
+    faded = Image.blend(Image.new("L", bright.size, SHADE), bright.convert("L"), DIMMED).convert("RGB")
+    cells = Image.new("L", (columns, rows))
     for row, column in kept:
-        box = (column * CELL, row * CELL, (column + 1) * CELL, (row + 1) * CELL)
-        panel.paste(bright.crop(box), box)
-        draw.rectangle((box[0], box[1], box[2] - 1, box[3] - 1), outline=(255, 255, 255))
+        cells.putpixel((column, row), 255)
+    # a frame of nothing, so that a group at the picture's edge is outlined there as well
+    mask = ImageOps.expand(cells.resize(bright.size, Image.Resampling.NEAREST), LINE)
+    panel = Image.composite(bright, faded, ImageOps.crop(mask, LINE))
+    # white within, black around it: one of them stands out from any picture
+    around = ImageChops.subtract(_spread(mask, ImageChops.lighter), mask)
+    within = ImageChops.subtract(mask, _spread(mask, ImageChops.darker))
+    panel.paste("black", mask=ImageOps.crop(around, LINE))
+    panel.paste("white", mask=ImageOps.crop(within, LINE))
     return panel
+
+
+def _spread(mask: Image.Image, most: Callable[[Image.Image, Image.Image], Image.Image]) -> Image.Image:
+    """Every pixel's extreme within `LINE` pixels; as cells are wider than that, the ends of the window say it."""
+    for x, y in ((LINE, 0), (0, LINE)):
+        mask = most(mask, most(ImageChops.offset(mask, x, y), ImageChops.offset(mask, -x, -y)))
+    return mask

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -13,60 +14,18 @@ from hypothesis import strategies as st
 
 import adaptprune
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.client import Client, ClientError, Cost, ServedModel
+from adaptprune.engines.client import Client, ClientError, Cost
 from adaptprune.errors import AdaptPruneError
-from adaptprune.web import views
+from adaptprune.models.loading import TOY
+from adaptprune.web import launch
+from adaptprune.web.exchange import Controls, Conversation, takes_keep_ratio
 from adaptprune.web.launch import serving
 from adaptprune.web.log import FILE, ConversationLog
-from adaptprune.web.talk import Controls, Conversation, Desk
+from adaptprune.web.talk import Desk
 from tests.commands import run_here
+from tests.webpage import CLOTH, COST, desk, finish, lines
 
-CLOTH = str(Path(adaptprune.__file__).parent / "assets" / "examples" / "cloth.png")
 HERE = Controls("pocket", "adaptprune", 0.1)
-
-
-class Scripted:
-    """A client whose answers are written down beforehand: pieces, then what happens."""
-
-    def __init__(self, *answers):
-        self.answers, self.requests, self.closed = list(answers), [], 0
-        self.served = [ServedModel("a", ("adaptprune", "fastv"), "none"), ServedModel("b")]
-
-    def models(self):
-        if isinstance(self.served, Exception):
-            raise self.served
-        return self.served
-
-    def stream(self, request):
-        self.requests.append(request)
-        try:
-            for piece in self.answers.pop(0):
-                if isinstance(piece, Exception):
-                    raise piece
-                if isinstance(piece, threading.Event):
-                    piece.wait(10)
-                else:
-                    yield piece
-        finally:
-            self.closed += 1
-
-
-def desk(*answers, log=None) -> Desk:
-    one = Desk(Scripted(*answers), log or ConversationLog(None))
-    one.refresh()
-    return one
-
-
-def lines(folder: Path) -> list[dict]:
-    return [json.loads(line) for line in (folder / FILE).read_text(encoding="utf-8").splitlines()]
-
-
-def finish(steps) -> None:
-    for _ in steps:
-        pass
-
-
-COST = Cost(10, 3, "adaptprune", 576, 57, 12.0, 20.0, "stop")
 
 
 # -- a conversation ---------------------------------------------------------------------------------------------------
@@ -89,10 +48,9 @@ def test_a_conversation_and_its_votes_are_logged(tmp_path):
     assert second.messages[0]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
     assert second.messages[1]["content"] == "orange"
     assert one.vote(talk, "upvote") == "Thank you, noted."
-    assert one.vote(talk, "upvote") == "Noted already."
-    one.vote(talk, "flag")
+    assert one.vote(talk, "upvote") == one.vote(talk, "flag") == "Noted already."
     written = lines(tmp_path)
-    assert [line["event"] for line in written] == ["answer", "answer", "upvote", "flag"]
+    assert [line["event"] for line in written] == ["answer", "answer", "upvote"]
     assert len({line["conversation"] for line in written}) == 1
     assert written[0]["question"] == "What colour?"
     assert written[0]["cost"]["visual_tokens_kept"] == 57
@@ -141,7 +99,7 @@ def test_a_stop_does_not_wait_for_the_server():
     stop.set()
     finish(steps)
     assert (talk.last.state, talk.last.answer) == ("stopped", "half")
-    assert "stopped" in talk.last.line()
+    assert talk.last.remarks() == ["stopped"]
     hold.set()
     for _ in range(100):
         if one._client.closed:
@@ -159,8 +117,8 @@ def test_methods_follow_the_model_and_strangers_get_no_pruning_by_default():
     assert "extra_body" not in one._client.requests[0].arguments()
     finish(one.ask(talk, "?", [CLOTH], Controls("b", "fastv:keep_ratio=0.2", 0.7), threading.Event()))
     assert one._client.requests[1].pruning == {"method": "fastv:keep_ratio=0.2"}
-    assert "not reported by this server" in talk.last.line()
-    assert "cut at max tokens" in talk.last.line()
+    assert talk.last.remarks() == ["pruning not reported by this server", "cut at max tokens"]
+    assert talk.last.numbers() == []
 
 
 def test_a_comparison(tmp_path):
@@ -170,21 +128,28 @@ def test_a_comparison(tmp_path):
         pass
     assert (both.left.answer, both.left.state) == ("l", "done")
     assert (both.right.state, both.right.error) == ("failed", "right is down")
-    one.prefer(both, "left")
-    assert [(line["event"], line.get("choice")) for line in lines(tmp_path)] == [("compare", None), ("prefer", "left")]
-    with pytest.raises(AdaptPruneError, match="compare something first"):
-        one.prefer(None, "tie")
+    for nothing in (both, None):  # one side has no answer
+        with pytest.raises(AdaptPruneError, match="compare something first"):
+            one.prefer(nothing, "tie")
+    one._client.answers = [["l", COST], ["r", COST]]
+    for both in one.compare("?", [CLOTH], Controls("a"), Controls("b", "none"), threading.Event()):  # noqa: B007
+        pass
+    assert one.prefer(both, "left") == "Thank you, noted."
+    assert one.prefer(both, "right") == "Noted already."
+    choices = [(line["event"], line.get("choice")) for line in lines(tmp_path)]
+    assert choices == [("compare", None), ("compare", None), ("prefer", "left")]
 
 
-def test_views_escape_and_count():
+def test_two_clicks_at_once_are_one_vote(tmp_path):
+    one = desk(["x", COST], log=ConversationLog(tmp_path))
     talk = Conversation()
-    finish(desk(["<b>x</b>", COST]).ask(talk, "a?", [CLOTH], Controls("a"), threading.Event()))
-    assert [part["role"] for part in views.messages(talk)] == ["user", "user", "assistant"]
-    assert views.status(talk) == "57 of 576 visual tokens kept · first token 12 ms · 3 tokens written"
-    assert "<script>" not in views.banner("<script>")
-    assert 'role="alert"' in views.banner("oh")
-    assert views.banner("") == ""
-    assert all(Path(path).is_file() for entry in views.examples() for path in entry["files"])
+    finish(one.ask(talk, "?", [], Controls("a"), threading.Event()))
+    clicks = [threading.Thread(target=one.vote, args=(talk, kind)) for kind in ("upvote", "downvote") * 8]
+    for click in clicks:
+        click.start()
+    for click in clicks:
+        click.join()
+    assert len(lines(tmp_path)) == 2
 
 
 # -- the log ----------------------------------------------------------------------------------------------------------
@@ -225,7 +190,7 @@ def test_a_log_that_is_off_or_broken_stops_nothing(tmp_path):
         one.vote(talk, "upvote")
     blocked = tmp_path / "file"
     blocked.touch()
-    with pytest.raises(AdaptPruneError, match="--no-log"):
+    with pytest.raises(AdaptPruneError, match="leave out --log"):
         ConversationLog(blocked)
     log = ConversationLog(tmp_path / "log")
     log._handler.stream.close()
@@ -242,6 +207,7 @@ def test_the_engine_in_this_process(tmp_path):
             Client(client.url, "somebody-else").models()
         one = Desk(client, ConversationLog(tmp_path))
         assert one.refresh() == ["pocket"]
+        assert one.notices() == {"pocket": TOY}
         talk = Conversation()
         finish(one.ask(talk, "What colour is the triangle?", [CLOTH], HERE, threading.Event()))
         assert (talk.last.answer, talk.last.cost.visual_tokens_kept) == ("orange", 57)
@@ -257,6 +223,7 @@ def test_the_engine_in_this_process(tmp_path):
         (["--host", "0.0.0.0"], "--auth NAME:PASSWORD"),
         (["--auth", "me:short"], "8 or more characters"),
         (["--port", "70000"], "70000"),
+        (["--no-log", "--log-folder", "x"], "leave out --log-folder"),
         (["--server", "nowhere"], "write an address"),
         (["--server", "http://127.0.0.1:9"], "cannot be reached"),
         (["--server", "http://127.0.0.1:9", "--model", "x"], "leave out --model"),
@@ -268,3 +235,35 @@ def test_wrong_options_end_in_one_line(arguments, message, monkeypatch, capsys):
     assert done.stderr.startswith("error: ")
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+def test_nothing_is_recorded_unless_asked_for(monkeypatch, capsys, tmp_path):
+    folders = []
+
+    @contextmanager
+    def page(client, folder, **options):
+        folders.append(folder)
+        yield "http://127.0.0.1:1"
+
+    monkeypatch.setattr(launch, "page", page)
+    monkeypatch.setattr(launch, "wait", lambda say: (_ for _ in ()).throw(SystemExit(0)))
+    monkeypatch.setattr(Client, "models", lambda self: [])
+    for words in (
+        [],
+        ["--no-log"],
+        ["--log"],
+        ["--log-folder", str(tmp_path)],
+        ["--log", "--log-folder", str(tmp_path)],
+    ):
+        said = run_here(monkeypatch, capsys, "web", "--server", "http://127.0.0.1:9", *words).stderr
+        assert ("are recorded in" in said) == (folders[-1] is not None)
+    assert folders[:2] == [None, None]
+    assert folders[2].name == "conversations"
+    assert folders[3:] == [tmp_path, tmp_path]
+
+
+def test_the_keep_ratio_has_a_say_only_where_it_is_sent():
+    for method, says in (("default", False), ("none", False), ("adaptprune", True), ("fastv:layer=3", True),
+                         ("fastv:keep_ratio=0.2", False), ("fastv:layer=3,num_keep=4", False)):  # fmt: skip
+        assert takes_keep_ratio(method) == says
+        assert ("keep_ratio" in (Controls("a", method, 0.3).pruning() or {})) == says

@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from adaptprune.cli.loading import OPTIONS, loading_options
+from adaptprune.cli.loading import OPTIONS, loading_options, say_notice
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
@@ -68,7 +68,9 @@ def _engine(server: str | None, key: str | None, loading: dict[str, Any], as_jso
         from adaptprune.models import load
 
         progress_bars(not as_json)
-        return LocalEngine(*load(**loading))
+        engine = LocalEngine(*load(**loading))
+        say_notice(engine.model)
+        return engine
     from adaptprune.engines.client import Client
     from adaptprune.engines.remote import RemoteEngine
 

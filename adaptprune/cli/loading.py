@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,14 @@ OPTIONS: dict[str, tuple[str, type, Any]] = {
         typer.Option(None, help="sdpa, eager, flash_attention_2, flex_attention."),
     ),
 }
+
+
+def say_notice(model: Any) -> None:
+    """Say on stderr what people should know of a model, if there is anything."""
+    from adaptprune.models import notice
+
+    if text := notice(model):
+        print(text, file=sys.stderr, flush=True)
 
 
 def loading_options(command: Callable[..., None]) -> Callable[..., None]:

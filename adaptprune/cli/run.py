@@ -8,7 +8,7 @@ from typing import Any
 import typer
 
 from adaptprune.cli.app import print_json, stdout
-from adaptprune.cli.loading import loading_options
+from adaptprune.cli.loading import loading_options, say_notice
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
@@ -44,6 +44,7 @@ def command(
 
     progress_bars(not as_json)
     engine = LocalEngine(*load(**loading))
+    say_notice(engine.model)
     show = (lambda text: None) if as_json else (lambda text: print(text, end="", flush=True))
     answer = engine.ask(question(prompt, images), sampling, pruning, on_text=show)
     if overlay is not None:

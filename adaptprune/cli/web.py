@@ -28,8 +28,8 @@ def command(
     port: int = typer.Option(7860, help="Port; 0 takes a free one."),
     auth: str = typer.Option(None, envvar="ADAPTPRUNE_WEB_AUTH", help="NAME:PASSWORD that visitors have to enter."),
     allow_anonymous: bool = typer.Option(False, help="Listen beyond this machine without a password."),
-    log_folder: Path = typer.Option(None, help="Where conversations are recorded. Default: in your own folder."),
-    log: bool = typer.Option(True, help="Record conversations and votes."),
+    log: bool = typer.Option(None, help="Record conversations and votes, and say so on the page. Default: not."),
+    log_folder: Path = typer.Option(None, help="Record them in this folder, in place of one in your own (--log)."),
 ) -> None:
     """Show a web page: chat, compare, and the pictures of what was kept."""
     needs_extra("web", "gradio", "openai", "fastapi", "uvicorn")
@@ -41,7 +41,7 @@ def command(
     check_numbers(port=port)
     user = _auth(auth)
     hosts = _hosts(host, user is not None, allow_anonymous)
-    folder = (log_folder or Path(typer.get_app_dir("adaptprune")) / "conversations") if log else None
+    folder = _folder(log, log_folder)
     if server is not None:
         _no_models(model, loading)
         client = Client(server, api_key)
@@ -56,11 +56,20 @@ def command(
     ):
         print(f"page at {url}", file=sys.stderr, flush=True)
         if folder is not None:
-            print(f"conversations are recorded in {folder} (--no-log turns that off)", file=sys.stderr, flush=True)
+            print(f"conversations are recorded in {folder}", file=sys.stderr, flush=True)
         wait(lambda text: print(text, file=sys.stderr))
 
 
 command.__name__ = "web"
+
+
+def _folder(log: bool | None, folder: Path | None) -> Path | None:
+    """Where conversations are recorded; None unless that is asked for."""
+    if log is False and folder is not None:
+        raise AdaptPruneError("--no-log records nothing: leave out --log-folder.")
+    if not log and folder is None:
+        return None
+    return folder or Path(typer.get_app_dir("adaptprune")) / "conversations"
 
 
 def _auth(auth: str | None) -> tuple[str, str] | None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import base64
 import io
-import re
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,11 +17,16 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.images import decode_image
+
+log = logging.getLogger(__name__)
 
 #: An image is sent without loss up to this many bytes, and as JPEG beyond.
 LOSSLESS_BYTES = 5 * 2**20
 #: Seconds without a word from the server.
 TIMEOUT = 600.0
+#: The largest picture that a server may send of what was kept: characters of its base64, and pixels.
+MAX_OVERLAY, MAX_OVERLAY_PIXELS = 48 * 2**20, 25_000_000
 
 
 class ClientError(AdaptPruneError):
@@ -47,11 +53,14 @@ class ServedModel:
         Selection rules that it can be pruned with; None if the server does not say (gateways, other engines).
     default : str or None
         The spec of its default pruning, or "none".
+    notice : str or None
+        What people should know before they believe it.
     """
 
     name: str
     methods: tuple[str, ...] | None = None
     default: str | None = None
+    notice: str | None = None
 
 
 @dataclass(frozen=True)
@@ -164,13 +173,12 @@ class Client:
             found = self._client.models.list().data
         except openai.OpenAIError as error:
             raise self._explain(error) from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _unreadable(self.url, error) from None
         models = []
-        for model in found:
-            pruning = (model.model_extra or {}).get("pruning")
-            if isinstance(pruning, dict):
-                models.append(ServedModel(model.id, tuple(pruning.get("methods") or ()), pruning.get("default")))
-            else:
-                models.append(ServedModel(model.id))
+        for model in found if isinstance(found, list) else []:
+            if isinstance(name := getattr(model, "id", None), str) and name:
+                models.append(_served(name, _mapping(getattr(model, "model_extra", None))))
         if not models:
             raise ClientError(f"the server at {self.url} serves no model.")
         return models
@@ -182,6 +190,7 @@ class Client:
         ------
         ClientError
         """
+        import httpx
         import openai
 
         cost: Any = None
@@ -195,9 +204,14 @@ class Client:
                     for choice in chunk.choices:
                         finish = choice.finish_reason or finish
                         if choice.delta.content:
-                            yield choice.delta.content
+                            yield str(choice.delta.content)
         except openai.OpenAIError as error:
             raise self._explain(error) from None
+        except (httpx.HTTPError, httpx.StreamError) as error:  # once the answer has begun, openai lets these through
+            problem = f"the server broke off the answer ({type(error).__name__}): ask again."
+            raise ClientError(problem, "cut_off") from None
+        except (AttributeError, TypeError, ValueError) as error:
+            raise _unreadable(self.url, error) from None
         if finish is None:
             raise ClientError("the server ended the answer before it was complete: ask again.", "cut_off")
         yield _cost(cost, finish)
@@ -221,33 +235,72 @@ class Client:
         return ClientError(f"the server failed: {body.get('message') or error}", body.get("code"))
 
 
-def _cost(usage: Any, finish: str) -> Cost:
-    if usage is None:
-        return Cost(finish=finish)
-    more = usage.model_extra or {}
-    pruning: dict[str, Any] = more.get("pruning") or {}
-    timing: dict[str, Any] = more.get("timing") or {}
-    picture = pruning.get("overlay")
+def _unreadable(url: str, error: Exception) -> ClientError:
+    """For answers of other shapes or types than the API's, which the official client does not check."""
+    log.debug("what %s says cannot be read", url, exc_info=error)
+    return ClientError(f"what the server at {url} says is not what the OpenAI API describes.", "unreadable")
+
+
+def _served(name: str, more: Mapping[str, Any]) -> ServedModel:
+    """A model and what our servers say of it; what has another type than theirs was not said."""
+    pruning, notice = more.get("pruning"), more.get("notice")
+    methods = default = None
+    if isinstance(pruning, dict) and isinstance(listed := pruning.get("methods"), list):
+        methods = tuple(method for method in listed if isinstance(method, str))
+        default = pruning.get("default")
+    return ServedModel(
+        name,
+        methods,
+        default if isinstance(default, str) else None,
+        notice if isinstance(notice, str) else None,
+    )
+
+
+def _cost(usage: Any, finish: Any) -> Cost:
+    """What a server reports; None for what is no number that can be true."""
+    more = _mapping(getattr(usage, "model_extra", None))
+    pruning, timing = _mapping(more.get("pruning")), _mapping(more.get("timing"))
+    method, picture = pruning.get("method"), pruning.get("overlay")
+    total, kept = _count(pruning.get("visual_tokens")), _count(pruning.get("visual_tokens_kept"))
+    if total is None or kept is None or kept > total:
+        total = kept = None
     return Cost(
-        usage.prompt_tokens,
-        usage.completion_tokens,
-        pruning.get("method"),
-        pruning.get("visual_tokens"),
-        pruning.get("visual_tokens_kept"),
-        timing.get("first_token_ms"),
-        timing.get("total_ms"),
-        finish,
+        _count(getattr(usage, "prompt_tokens", None)),
+        _count(getattr(usage, "completion_tokens", None)),
+        method if isinstance(method, str) else None,
+        total,
+        kept,
+        _milliseconds(timing.get("first_token_ms")),
+        _milliseconds(timing.get("total_ms")),
+        finish if isinstance(finish, str) else None,
         _picture(picture) if isinstance(picture, str) else None,
     )
 
 
-def _picture(url: str) -> Image.Image | None:
-    match = re.fullmatch(r"data:image/png;base64,([A-Za-z0-9+/=]+)", url)
-    if match is None:
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 10**9 else None
+
+
+def _milliseconds(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         return None
-    picture = Image.open(io.BytesIO(base64.b64decode(match[1])), formats=("PNG",))
-    picture.load()
-    return picture
+    return float(value) if 0 <= value < 10**9 and math.isfinite(value) else None
+
+
+def _picture(url: str) -> Image.Image | None:
+    head = "data:image/png;base64,"
+    if not url.startswith(head) or len(url) > MAX_OVERLAY:
+        return None
+    try:
+        data = base64.b64decode(url[len(head) :], validate=True)
+        return decode_image(data, "the overlay", max_pixels=MAX_OVERLAY_PIXELS, formats=("PNG",))
+    except (AdaptPruneError, ValueError) as error:
+        log.warning("the server's picture of what was kept cannot be read: %s", error)
+        return None
 
 
 def data_url(image: Image.Image) -> str:

@@ -23,11 +23,18 @@ from adaptprune.prompts.original import conversation, make_processor, read_token
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"
+#: What people should know of it.
+TOY = "The pocket model is a toy: it knows drawn shapes on a table; on photographs it answers confidently and wrongly."
 
 
 def pocket_path() -> Path:
     """The folder of the pocket model."""
     return Path(str(files("adaptprune.assets"))) / "pocket"
+
+
+def notice(model: Any) -> str | None:
+    """What people should know before they believe a model: a sentence about the pocket model, None of others."""
+    return TOY if str(model.config.name_or_path) == str(pocket_path()) else None
 
 
 def load(

@@ -19,6 +19,7 @@ from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job
 from adaptprune.engines.errors import EngineError, from_exception
 from adaptprune.methods import list_methods
+from adaptprune.models import notice
 from adaptprune.prompts import WORKERS
 from adaptprune.registry import did_you_mean
 from adaptprune.serve import asks, pictures
@@ -278,6 +279,7 @@ def create_app(engines: Mapping[str, Engine], settings: Settings | None = None) 
 
 def _model(service: Service, name: str) -> dict[str, Any]:
     engine = service.engines[name]
+    said = notice(engine.model)
     return {
         "id": name,
         "object": "model",
@@ -285,6 +287,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "owned_by": "adaptprune",
         "max_model_len": engine.context,
         "pruning": {"default": engine.pruner.spec() if engine.pruner else "none", "methods": list_methods()},
+        **({"notice": said} if said else {}),
     }
 
 

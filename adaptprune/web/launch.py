@@ -6,17 +6,21 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
 from adaptprune.engines.client import Client
 from adaptprune.errors import AdaptPruneError
+from adaptprune.web.headers import Headers
 from adaptprune.web.log import ConversationLog
-from adaptprune.web.talk import Desk
+from adaptprune.web.talk import IMAGES, Desk
 
-MAX_FILE_BYTES = 20 * 2**20  # as the server allows them
+MAX_BODY = 256 * 2**20  # bytes of a request to the server in this process: as many pixels as a conversation may have
 
 
 @contextmanager
@@ -29,13 +33,17 @@ def serving(engines: Mapping[str, Any]) -> Iterator[Client]:
         Not started yet.
     """
     from adaptprune.serve.app import Settings, create_app
-    from adaptprune.serve.guard import Keys
+    from adaptprune.serve.guard import GuardLimits, Keys
+    from adaptprune.serve.pictures import ImageLimits
     from adaptprune.serve.server import Server
 
     key = secrets.token_urlsafe(32)
     for engine in engines.values():
         engine.start()
-    server = Server(create_app(engines, Settings(Keys([key]))), port=0, drain=2, log_level="error")
+    # what the page lets through fits in one request, as it is encoded there
+    size = GuardLimits(max_body=MAX_BODY)
+    app = create_app(engines, Settings(Keys([key]), images=ImageLimits(max_bytes=MAX_BODY), guard=size))
+    server = Server(app, port=0, drain=2, log_level="error")
     thread = threading.Thread(target=asyncio.run, args=(server.serve(),), daemon=True, name="server")
     thread.start()
     try:
@@ -78,7 +86,8 @@ def page(
     AdaptPruneError
         The port is taken, or the log cannot be written.
     """
-    from adaptprune.web.page import Page, css, theme
+    from adaptprune.web.page import Page
+    from adaptprune.web.theme import css, theme
 
     log = ConversationLog(log_folder)
     blocks = Page(Desk(client, log), about).build()
@@ -95,10 +104,10 @@ def page(
             footer_links=[],
             pwa=False,
             mcp_server=False,
-            max_file_size=MAX_FILE_BYTES,
+            max_file_size=IMAGES.max_bytes,
             theme=theme(),
             css=css(),
-            app_kwargs={"middleware": _middleware(hosts)},
+            app_kwargs={"middleware": [Middleware(Headers)], "lifespan": _outermost(hosts)},
         )
     except OSError as error:
         raise AdaptPruneError(f"the page cannot listen on {host}:{port} ({error}): choose another --port.") from None
@@ -109,14 +118,22 @@ def page(
         log.close()
 
 
-def _middleware(hosts: tuple[str, ...] | None) -> list[Any]:
-    """Answer to our own names only: a page elsewhere must not reach this one through a name that it points here."""
-    if hosts is None:
-        return []
-    from starlette.middleware import Middleware
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
+def _outermost(hosts: tuple[str, ...] | None) -> Callable[[Any], Any]:
+    """Answer to our own names only: a page elsewhere must not reach this one through a name that it points here.
 
-    return [Middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))]
+    Gradio wraps its own middleware around what is given to it, and some of that answers by itself; so this is put
+    around the whole when the application starts, before its first request.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: Any) -> AsyncIterator[None]:
+        inner = app.middleware_stack
+        if hosts is not None:
+            inner = TrustedHostMiddleware(inner, allowed_hosts=list(hosts))
+        app.middleware_stack = Headers(inner)
+        yield
+
+    return lifespan
 
 
 def _free_port(host: str) -> int:

@@ -53,11 +53,17 @@ class ConversationLog:
             (folder / "images").mkdir(parents=True, exist_ok=True)
             folder.chmod(0o700)
             self._left -= sum(path.stat().st_size for path in (folder / "images").iterdir())
-            self._handler = _Lines(folder / FILE, maxBytes=max_bytes, backupCount=files - 1, encoding="utf-8")
+            self._handler = _Lines(
+                folder / FILE,
+                maxBytes=max_bytes,
+                backupCount=files - 1,
+                encoding="utf-8",
+                errors="backslashreplace",  # half a character becomes JSON's own escape for it
+            )
         except OSError as error:
             raise AdaptPruneError(
                 f"conversations cannot be written to {str(folder)!r} ({error.strerror}): give another --log-folder, or "
-                "--no-log."
+                "leave out --log."
             ) from None
 
     @property

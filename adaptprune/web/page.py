@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator
-from importlib.resources import files
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is imported: nothing is sent anywhere
@@ -13,30 +12,21 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # before gradio is i
 import gradio as gr
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.serve.asks import MAX_TEXT
 from adaptprune.web import views
-from adaptprune.web.talk import Comparison, Controls, Conversation, Desk
+from adaptprune.web.exchange import Comparison, Controls, Conversation, takes_keep_ratio
+from adaptprune.web.pictures import Pictures
+from adaptprune.web.talk import MAX_TOKENS, Desk
+from adaptprune.web.theme import script
+from adaptprune.web.turns import PATIENCE, Turn, Turns
 
 TITLE = "adaptprune"
 #: Seconds between two looks at the server's list of models.
 REFRESH = 30
 #: Seconds after which a closed page's conversation is forgotten, and uploads are deleted.
 FORGET = 3600
-VOTES = {"upvote": "▲ Good", "downvote": "▼ Bad", "flag": "⚑ Flag"}
-CHOICES = {"left": "Left is better", "right": "Right is better", "tie": "Tie", "neither": "Both are bad"}
-IMAGE_BUTTONS: Any = ["download", "fullscreen"]
-SYSTEM_FONTS = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "sans-serif"]
-
-
-def theme() -> Any:
-    """Fonts of the visitor's own system: the page loads nothing from elsewhere."""
-    return gr.themes.Soft(
-        primary_hue="teal", secondary_hue="teal", font=SYSTEM_FONTS, font_mono=["ui-monospace", "monospace"]
-    )
-
-
-def css() -> str:
-    """The page's own style sheet."""
-    return files("adaptprune.web").joinpath("page.css").read_text(encoding="utf-8")
+CHAT, COMPARE = "chat", "compare"
+PRIVATE: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 
 
 class Page:
@@ -52,240 +42,293 @@ class Page:
     def __init__(self, desk: Desk, about: str = "") -> None:
         self._desk = desk
         self._about = about
-        self._stops: dict[str, threading.Event] = {}  # by visitor
+        self._turns = Turns()
 
     def build(self) -> gr.Blocks:
-        """The page, not launched."""
+        """The page, not launched. It asks the server for its models, so that the list is there at first sight."""
+        try:
+            names, error = self._desk.refresh(), ""
+        except AdaptPruneError as problem:
+            names, error = [], str(problem)
         with gr.Blocks(
             title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(FORGET, 24 * FORGET)
         ) as page:
-            gr.Markdown(f"# {TITLE}\n{self._about}{self._notice()}", elem_id="head")
-            self.banner = gr.HTML("", elem_id="banner")
-            with gr.Tab("Chat", id="chat"):
-                self._chat_tab()
-            with gr.Tab("Compare", id="compare"):
-                self._compare_tab()
+            gr.HTML(views.head(self._about, self._desk.log.on), elem_id="head")
+            self.notice = gr.HTML(views.notices(self._desk.notices()), elem_id="notice")
+            self.banner = gr.HTML(views.banner(error), elem_id="banner")
+            self.listed = gr.State(names)
+            with gr.Tab("Chat", id=CHAT):
+                self._chat_tab(names)
+            with gr.Tab("Compare", id=COMPARE):
+                self._compare_tab(names)
             with gr.Accordion("Sampling", open=False):
                 self._sampling()
             self._wire(page)
         return page
 
-    def _notice(self) -> str:
-        return "  \n*Conversations, with their images, are recorded on this server.*" if self._desk.log.on else ""
-
     # -- layout -------------------------------------------------------------------------------------------------------
 
-    def _chat_tab(self) -> None:
-        with gr.Row():
-            with gr.Column(scale=3, min_width=320):
-                self.chat = gr.Chatbot(label="Conversation", height=440, elem_id="chat", feedback_options=None,
-                                       buttons=["copy"], placeholder="Add an image, ask a question.")  # fmt: skip
-                self.entered = _question_box("question")
-                with gr.Row(elem_classes="buttons"):
-                    self.regenerate = gr.Button("↻ Regenerate", size="sm", min_width=90)
-                    self.stop = gr.Button("■ Stop", size="sm", min_width=90, variant="stop", interactive=False)
-                    self.clear = gr.Button("✕ Clear", size="sm", min_width=90)
-                with gr.Row(elem_classes="buttons", visible=self._desk.log.on):
-                    self.votes = {kind: gr.Button(name, size="sm", min_width=90) for kind, name in VOTES.items()}
+    def _chat_tab(self, names: list[str]) -> None:
+        with gr.Row(elem_id="desk"):
+            with gr.Column(scale=3, min_width=280):
+                self.chat = gr.HTML(elem_id="chat", js_on_load=script())
+                self._pictures = Pictures(Path(self.chat.GRADIO_CACHE), self.chat.temp_files)
+                self.chat.value = self._shown(None)
+                self.entered = _question_box("question", "Send")
+                with gr.Row(elem_classes="ap-buttons"):
+                    self.stop = gr.Button("Stop", min_width=80, interactive=False)
+                    self.clear = gr.Button("Clear", min_width=80, interactive=False)
                 self.status = gr.HTML(views.note(""), elem_id="status")
-            with gr.Column(scale=2, min_width=320):
-                self.overlays = gr.Gallery(label="What was kept, per question", format="png", columns=1, preview=True,
-                                           object_fit="contain", height=440, interactive=False, buttons=IMAGE_BUTTONS,
-                                           elem_id="overlays")  # fmt: skip
-                self.controls = _controls("")
-                self.refresh = gr.Button("↻ Refresh models", size="sm")
-        with gr.Accordion("Webcam", open=False):
-            self.webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=300)
-        gr.Examples(views.examples(), [self.entered], label="Examples")
+            with gr.Column(scale=1, min_width=260, elem_id="settings"):
+                self.controls = _controls("", self._desk, names)
+                self.refresh = gr.Button("Refresh models")
+                with gr.Accordion("Webcam", open=False):
+                    self.webcam = gr.Image(sources=["webcam"], type="filepath", show_label=False, height=240)
         self.talk = gr.State(None, time_to_live=FORGET)
+        self.lost = gr.State(None)  # a question that could not be answered
 
-    def _compare_tab(self) -> None:
-        gr.Markdown("One question to two models, or to one model pruned in two ways. The left side is asked first.")
-        self.asked = _question_box("compare-question")
-        with gr.Row(elem_classes="buttons"):
-            self.stop_both = gr.Button("■ Stop", size="sm", min_width=90, variant="stop", interactive=False)
-        self.sides: list[tuple[tuple[Any, Any, Any], tuple[Any, Any, Any]]] = []
-        with gr.Row():
+    def _compare_tab(self, names: list[str]) -> None:
+        self.asked = _question_box("compare-question", "Compare")
+        with gr.Row(elem_classes="ap-buttons"):
+            self.stop_both = gr.Button("Stop", min_width=80, interactive=False)
+        with gr.Row(elem_id="sides"):
+            self.sides = []
             for name in ("Left", "Right"):
-                with gr.Column(min_width=280, elem_classes="side"):
-                    controls = _controls(f"{name}: ")
-                    text = gr.Markdown(
-                        "", label=f"{name} answer", container=True, min_height=60, elem_id=f"{name.lower()}-answer"
-                    )
-                    line = gr.HTML(views.note(""), elem_id=f"{name.lower()}-cost")
-                    kept = gr.Image(label=f"{name}: what was kept", format="png", interactive=False, height=340,
-                                    buttons=IMAGE_BUTTONS,
-                                    elem_id=f"{name.lower()}-overlay")  # fmt: skip
-                    self.sides.append((controls, (text, line, kept)))
-        with gr.Row(elem_classes="buttons", visible=self._desk.log.on):
-            self.choices = {kind: gr.Button(name, size="sm", min_width=120) for kind, name in CHOICES.items()}
+                with gr.Column(min_width=240):
+                    self.sides.append(_controls(f"{name}: ", self._desk, names))
+        self.answers = gr.HTML(self._compared(None), elem_id="answers", js_on_load=script())
         self.judged = gr.HTML(views.note(""), elem_id="judged")
-        gr.Examples(views.examples(), [self.asked], label="Examples")
         self.both = gr.State(None, time_to_live=FORGET)
 
     def _sampling(self) -> None:
         with gr.Row():
             self.temperature = gr.Slider(0, 2, 0, step=0.05, label="Temperature", info="0 is greedy", min_width=200)
-            self.top_p = gr.Slider(
-                0.05, 1, 1, step=0.05, label="Top p", info="with a temperature above 0", min_width=200
-            )
-            self.max_tokens = gr.Slider(1, 2048, 512, step=1, label="Max tokens", min_width=200)
+            self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", info="with a temperature above 0",
+                                   min_width=200, interactive=False)  # fmt: skip
+            self.max_tokens = gr.Slider(1, MAX_TOKENS, min(512, MAX_TOKENS), step=1, label="Max tokens", min_width=200)
+
+    def _shown(self, talk: Conversation | None) -> str:
+        return views.conversation(talk or Conversation(), self._pictures, self._desk.log.on)
+
+    def _compared(self, both: Comparison | None) -> str:
+        return views.comparison(both, self._pictures, self._desk.log.on)
 
     # -- events -------------------------------------------------------------------------------------------------------
 
     def _wire(self, page: gr.Blocks) -> None:
         sampling = [self.temperature, self.top_p, self.max_tokens]
-        private: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        lists = [model for (model, _, _), *_ in [(self.controls,), *self.sides]]
-        methods = [method for (_, method, _), *_ in [(self.controls,), *self.sides]]
-        refreshed = [*lists, *methods, self.banner]
-        page.load(self._refresh, lists, refreshed, **private)
-        self.refresh.click(self._refresh, lists, refreshed, **private)
-        gr.Timer(REFRESH).tick(self._refresh, lists, refreshed, **private)
-        for model, method in zip(lists, methods, strict=True):
-            model.input(self._offer, [model, method], [method], **private)
+        every = [self.controls, *self.sides]
+        lists, methods = [model for model, _, _ in every], [method for _, method, _ in every]
+        refreshed = [self.listed, *lists, *methods, self.notice, self.banner]
+        for event in (page.load, self.refresh.click, gr.Timer(REFRESH).tick):
+            event(self._refresh, [self.listed, *lists], refreshed, **PRIVATE)
+        for model, method, keep in every:
+            model.input(self._offer, [model, method], [method], **PRIVATE)
+            method.change(_has_a_say, [method], [keep], **PRIVATE)
+        self.temperature.change(_chooses, [self.temperature], [self.top_p], **PRIVATE)
 
-        answered = [self.talk, self.chat, self.entered, self.status, self.overlays, self.stop, self.banner]
-        given = [self.talk, *self.controls, *sampling]
-        self.entered.submit(self._ask, [self.entered, *given], answered, **private)
-        self.regenerate.click(self._again, [self.entered, *given], answered, **private)
-        for cleared in (self.clear.click, self.chat.clear):
-            cleared(self._clear, None, answered, **private)
-        for button in (self.stop, self.stop_both):
-            button.click(self._stop, None, None, queue=False, **private)
-        self.webcam.input(_add_image, [self.webcam, self.entered], [self.webcam, self.entered], **private)
-        for kind, button in self.votes.items():
-            button.click(self._vote(kind), [self.talk], [self.status, self.banner], **private)
+        answered = [self.talk, self.chat, self.entered, self.status, self.stop, self.clear, self.banner]
+        given = [self.entered, self.talk, *self.controls, *sampling]
+        # not "once": a question that comes too early is told so
+        asking = self.entered.submit(self._ask, given, [*answered, self.lost], trigger_mode="multiple", **PRIVATE)
+        asking.then(_give_back, [self.entered, self.lost], [self.entered, self.lost], **PRIVATE)
+        self.chat.click(self._act, given, answered, trigger_mode="multiple", **PRIVATE)
+        self.clear.click(self._clear, None, answered, **PRIVATE)
+        for button, part in ((self.stop, CHAT), (self.stop_both, COMPARE)):
+            button.click(self._stop(part), None, None, queue=False, **PRIVATE)
+        self.webcam.input(_add_image, [self.webcam, self.entered], [self.webcam, self.entered], **PRIVATE)
 
-        (left, left_shown), (right, right_shown) = self.sides
-        shown = [self.both, *left_shown, *right_shown, self.asked, self.stop_both, self.judged, self.banner]
-        self.asked.submit(self._compare, [self.asked, *left, *right, *sampling], shown, **private)
-        for kind, button in self.choices.items():
-            button.click(self._prefer(kind), [self.both], [self.judged, self.banner], **private)
+        left, right = self.sides
+        compared = [self.both, self.answers, self.asked, self.stop_both, self.judged, self.banner]
+        wanted = [self.asked, self.both, *left, *right, *sampling]
+        self.asked.submit(self._compare, wanted, compared, trigger_mode="multiple", **PRIVATE)
+        self.answers.click(self._act_on_both, wanted, compared, trigger_mode="multiple", **PRIVATE)
         page.unload(self._leave)
 
-    def _refresh(self, *chosen: str | None) -> list[Any]:
+    def _refresh(self, listed: list[str] | None, *chosen: str | None) -> list[Any]:
         try:
-            names, error = self._desk.refresh(), ""
+            names = self._desk.refresh()
         except AdaptPruneError as problem:
-            return [gr.skip()] * (2 * len(chosen)) + [views.banner(str(problem))]
-        # the second side starts with another model, if there is one
-        first = [names[min(place, len(names) - 1) if place == 2 else 0] for place in range(len(chosen))]
-        kept = [one if one in names else new for one, new in zip(chosen, first, strict=True)]
-        models = [gr.Dropdown(choices=names, value=one) for one in kept]
-        return [*models, *(gr.Dropdown(choices=self._desk.methods(one)) for one in kept), views.banner(error)]
+            return [None, *[gr.skip()] * (2 * len(chosen) + 1), views.banner(str(problem))]
+        if names == listed and all(one in names for one in chosen):
+            return [gr.skip()] * (2 * len(chosen) + 3)  # whoever has a list open keeps it so
+        kept = [one if one in names else _first(names, place == 2) for place, one in enumerate(chosen)]
+        models = [gr.Dropdown(choices=views.labelled(names), value=one) for one in kept]
+        methods = [gr.Dropdown(choices=views.labelled(self._desk.methods(one))) for one in kept]
+        return [names, *models, *methods, views.notices(self._desk.notices()), ""]
 
     def _offer(self, model: str | None, method: str) -> Any:
-        return gr.Dropdown(choices=self._desk.methods(model), value=method)
+        return gr.Dropdown(choices=views.labelled(self._desk.methods(model)), value=method)
 
-    def _start(self, request: gr.Request) -> threading.Event:
-        self._stops[request.session_hash or ""] = stop = threading.Event()
-        return stop
+    def _stop(self, part: str) -> Callable[[gr.Request], None]:
+        def handle(request: gr.Request) -> None:
+            self._turns.stop((request.session_hash or "", part))
 
-    def _stop(self, request: gr.Request) -> None:
-        if (stop := self._stops.get(request.session_hash or "")) is not None:
-            stop.set()
+        return handle
 
     def _leave(self, request: gr.Request) -> None:
-        self._stop(request)
-        self._stops.pop(request.session_hash or "", None)
+        for part in (CHAT, COMPARE):
+            self._turns.drop((request.session_hash or "", part))
 
-    def _ask(
-        self, request: gr.Request, entered: Any, talk: Conversation | None, *values: Any
+    # -- chat ---------------------------------------------------------------------------------------------------------
+
+    def _ask(self, request: gr.Request, entered: Any, talk: Any, *values: Any) -> Iterator[dict[Any, Any]]:
+        taken = False
+        for shown in self._question(request, talk, values, *_entered(entered), taken=_empty()):
+            yield shown
+            taken = taken or shown.get(self.entered) == _empty()
+        if taken and shown.get(self.banner):
+            yield {self.lost: entered}
+
+    def _act(
+        self, request: gr.Request, event: gr.EventData, entered: Any, talk: Any, *values: Any
     ) -> Iterator[dict[Any, Any]]:
-        text, images = _entered(entered)
-        talk = talk or Conversation()
-        steps = self._desk.ask(talk, text, images, Controls(*values), self._start(request))
-        yield from self._answer(steps, talk, entered, _empty())
+        """A button inside the conversation."""
+        act = _act_of(event)
+        if (example := _example(act)) is not None and not (talk and talk.exchanges):
+            yield from self._question(request, talk, values, example["question"], [example["file"]], taken=gr.skip())
+        elif act == "again":
+            talk = talk or Conversation()
+            yield from self._answer(
+                request, talk, lambda turn: self._desk.regenerate(talk, Controls(*values), turn.stop), gr.skip()
+            )
+        elif act in views.VOTES:
+            yield self._vote(talk or Conversation(), act)
 
-    def _again(
-        self, request: gr.Request, entered: Any, talk: Conversation | None, *values: Any
+    def _question(
+        self, request: gr.Request, talk: Any, values: Any, text: str, images: list[str], *, taken: Any
     ) -> Iterator[dict[Any, Any]]:
         talk = talk or Conversation()
-        steps = self._desk.regenerate(talk, Controls(*values), self._start(request))
-        yield from self._answer(steps, talk, entered, gr.skip())
+        controls = Controls(*values)
+        yield from self._answer(
+            request, talk, lambda turn: self._desk.ask(talk, text, images, controls, turn.stop), taken
+        )
 
-    def _answer(self, steps: Iterator[None], talk: Conversation, entered: Any, taken: Any) -> Iterator[dict[Any, Any]]:
-        error = ""
+    def _answer(
+        self, request: gr.Request, talk: Conversation, steps: Callable[[Turn], Iterator[None]], taken: Any
+    ) -> Iterator[dict[Any, Any]]:
+        """Show each step; `taken` is what the question's box gets once the question stands in the conversation."""
+        place, error = (request.session_hash or "", CHAT), ""
         try:
-            for _ in steps:
-                yield {
-                    self.talk: talk,
-                    self.chat: views.messages(talk),
-                    self.entered: taken,
-                    self.status: views.note(views.status(talk)),
-                    self.stop: gr.Button(interactive=True),
-                    self.banner: "",
-                }
+            turn = self._turns.begin(place)
+        except AdaptPruneError as problem:
+            yield {self.banner: views.banner(str(problem))}
+            return
+        try:
+            for _ in steps(turn):
+                if not self._turns.shows(place, turn):
+                    break
+                yield {**self._state(talk, busy=True), self.entered: taken, self.banner: ""}
                 taken = gr.skip()  # what is being typed meanwhile stays
         except AdaptPruneError as problem:
-            error, taken = str(problem), entered  # nothing that was entered is lost
-        yield {
+            error = str(problem)
+        finally:
+            shows = self._turns.shows(place, turn)
+            self._turns.end(place, turn)  # before the last step: a page that shows an answer takes the next question
+        yield {**self._state(talk), self.banner: views.banner(error)} if shows else {self.banner: gr.skip()}
+
+    def _state(self, talk: Conversation, busy: bool = False) -> dict[Any, Any]:
+        """The chat as it is."""
+        return {
             self.talk: talk,
-            self.chat: views.messages(talk),
-            self.entered: taken,
-            self.status: views.note(views.status(talk)),
-            self.overlays: _gallery(talk),
-            self.stop: gr.Button(interactive=False),
-            self.banner: views.banner(error),
+            self.chat: self._shown(talk),
+            self.status: views.note(""),
+            self.stop: gr.Button(interactive=busy),
+            self.clear: gr.Button(interactive=bool(talk.exchanges)),
         }
 
-    def _clear(self, request: gr.Request) -> dict[Any, Any]:
-        self._stop(request)
-        talk = Conversation()
-        return {
-            self.talk: talk, self.chat: [], self.entered: _empty(), self.status: views.note(""),
-            self.overlays: _gallery(talk), self.stop: gr.Button(interactive=False), self.banner: "",
-        }  # fmt: skip
+    def _clear(self, request: gr.Request) -> Iterator[dict[Any, Any]]:
+        place = (request.session_hash or "", CHAT)
+        dropped = self._turns.drop(place)
+        yield {**self._state(Conversation()), self.entered: _empty(), self.banner: ""}
+        if dropped is not None:
+            dropped.over.wait(PATIENCE)
+            yield {**self._state(Conversation()), self.banner: ""}  # a step of it may have been on its way
 
-    def _vote(self, kind: str) -> Callable[[Conversation | None], tuple[str, str]]:
-        return _told(lambda talk: self._desk.vote(talk or Conversation(), kind))
-
-    def _prefer(self, kind: str) -> Callable[[Comparison | None], tuple[str, str]]:
-        return _told(lambda both: self._desk.prefer(both, kind))
-
-    def _compare(self, request: gr.Request, entered: Any, *values: Any) -> Iterator[dict[Any, Any]]:
-        text, images = _entered(entered)
-        left, right, sampling = values[:3], values[3:6], values[6:]
-        both, error = None, ""
-        steps = self._desk.compare(
-            text, images, Controls(*left, *sampling), Controls(*right, *sampling), self._start(request)
-        )
+    def _vote(self, talk: Conversation, kind: str) -> dict[Any, Any]:
         try:
-            for both in steps:
+            said = self._desk.vote(talk, kind)
+        except AdaptPruneError as error:
+            return {self.banner: views.banner(str(error))}
+        return {self.chat: self._shown(talk), self.status: views.note(said), self.banner: ""}
+
+    # -- compare ------------------------------------------------------------------------------------------------------
+
+    def _compare(self, request: gr.Request, entered: Any, both: Any, *values: Any) -> Iterator[dict[Any, Any]]:
+        yield from self._compare_both(request, *_entered(entered), values)
+
+    def _act_on_both(
+        self, request: gr.Request, event: gr.EventData, entered: Any, both: Any, *values: Any
+    ) -> Iterator[dict[Any, Any]]:
+        """A button below the answers."""
+        act = _act_of(event)
+        if (example := _example(act)) is not None and both is None:
+            asked = {self.asked: {"text": example["question"], "files": [example["file"]]}}
+            for step in self._compare_both(request, example["question"], [example["file"]], values):
+                yield {**asked, **step}
+                asked = {}
+        elif act in views.CHOICES:
+            try:
+                said = self._desk.prefer(both, act)
+            except AdaptPruneError as error:
+                yield {self.banner: views.banner(str(error))}
+                return
+            yield {self.answers: self._compared(both), self.judged: views.note(said), self.banner: ""}
+
+    def _compare_both(self, request: gr.Request, text: str, images: list[str], values: Any) -> Iterator[dict[Any, Any]]:
+        left, right, sampling = values[:3], values[3:6], values[6:]
+        place, both, error = (request.session_hash or "", COMPARE), None, ""
+        try:
+            turn = self._turns.begin(place)
+        except AdaptPruneError as problem:
+            yield {self.banner: views.banner(str(problem))}
+            return
+        try:
+            sides = Controls(*left, *sampling), Controls(*right, *sampling)
+            for both in self._desk.compare(text, images, *sides, turn.stop):
                 running = {self.stop_both: gr.Button(interactive=True), self.banner: "", self.judged: views.note("")}
-                yield {self.both: both, **self._sides(both), **running}
+                yield {self.both: both, self.answers: self._compared(both), **running}
         except AdaptPruneError as problem:
             error = str(problem)
+        finally:
+            self._turns.end(place, turn)
         if both is not None:
             failed = {"Left": both.left.error, "Right": both.right.error}
             error = " ".join(f"{side}: {why}" for side, why in failed.items() if why)
         yield {self.stop_both: gr.Button(interactive=False), self.banner: views.banner(error)}
 
-    def _sides(self, both: Comparison) -> dict[Any, Any]:
-        values: dict[Any, Any] = {}
-        for one, (_, (text, line, kept)) in zip((both.left, both.right), self.sides, strict=True):
-            values |= {text: views.answer(one) if one.state != "failed" else "", line: views.note(one.line())}
-            values[kept] = one.cost.overlay if one.state in ("waiting", "done", "stopped", "failed") else gr.skip()
-        return values
 
-
-def _question_box(name: str) -> Any:
+def _question_box(name: str, button: str) -> Any:
     return gr.MultimodalTextbox(
-        file_types=["image"], file_count="multiple", sources=["upload"], label="Question", elem_id=name, max_lines=8,
-        placeholder="Ask; paste, drop or attach images", autofocus=False, max_plain_text_length=100_000,
+        file_types=["image"], file_count="multiple", sources=["upload"], label="Question", show_label=False,
+        elem_id=name, max_lines=6, placeholder="Your question", autofocus=False,
+        submit_btn=button, max_plain_text_length=MAX_TEXT,
     )  # fmt: skip
 
 
-def _controls(side: str) -> tuple[Any, Any, Any]:
+def _controls(side: str, desk: Desk, names: list[str]) -> tuple[Any, Any, Any]:
     """Model, method and keep ratio."""
     right = side.startswith("Right")
-    with gr.Row():
-        model = gr.Dropdown([], label=f"{side}Model", min_width=140, allow_custom_value=False)
-        method = gr.Dropdown(["adaptprune", "none"], value="none" if right else "adaptprune", label=f"{side}Method",
-                             info="or a spec: fastv:layer=3", min_width=140, allow_custom_value=True)  # fmt: skip
-    keep = gr.Slider(0.01, 1, 0.1 if side else 0.25, step=0.01, label=f"{side}Keep ratio", info="of the visual tokens")
-    return model, method, keep
+    chosen, method = _first(names, right), "none" if right else "adaptprune"
+    model = gr.Dropdown(views.labelled(names), value=chosen, label=f"{side}Model", allow_custom_value=False)
+    methods = gr.Dropdown(views.labelled(desk.methods(chosen)), value=method, label=f"{side}Method",
+                          info="or a spec: fastv:layer=3", allow_custom_value=True)  # fmt: skip
+    keep = gr.Slider(0.01, 1, 0.1 if side else 0.25, step=0.01, label=f"{side}Keep ratio",
+                     info="of the picture's tokens", interactive=takes_keep_ratio(method))  # fmt: skip
+    return model, methods, keep
+
+
+def _first(names: list[str], second: bool) -> str | None:
+    """What a list of models starts with; the right side with another model, if there is one."""
+    return names[min(int(second), len(names) - 1)] if names else None
+
+
+def _has_a_say(method: str | None) -> Any:
+    return gr.Slider(interactive=takes_keep_ratio(method or ""))
+
+
+def _chooses(temperature: float) -> Any:
+    return gr.Slider(interactive=temperature > 0)
 
 
 def _empty() -> dict[str, Any]:
@@ -298,24 +341,28 @@ def _entered(entered: Any) -> tuple[str, list[str]]:
     return entered.get("text") or "", images
 
 
+def _give_back(entered: Any, lost: Any) -> tuple[Any, None]:
+    """A question that could not be answered goes back into its box, before what has been typed there meanwhile."""
+    if lost is None:
+        return gr.skip(), None
+    (text, images), (typed, added) = _entered(lost), _entered(entered)
+    both = "\n".join(filter(None, [text, typed]))
+    return {"text": both, "files": list(dict.fromkeys([*images, *added]))}, None
+
+
 def _add_image(image: str | None, entered: Any) -> tuple[None, dict[str, Any]]:
     """Move what the webcam saw to the question."""
     text, images = _entered(entered)
     return None, {"text": text, "files": [*images, *([image] if image else [])]}
 
 
-def _gallery(talk: Conversation) -> Any:
-    pictures = views.overlays(talk)
-    return gr.Gallery(pictures, selected_index=len(pictures) - 1 if pictures else None)
+def _act_of(event: gr.EventData) -> str:
+    """Which button was pressed."""
+    data = event._data if isinstance(event._data, dict) else {}
+    return str(data.get("act"))
 
 
-def _told(act: Callable[[Any], str]) -> Callable[[Any], tuple[str, str]]:
-    """An event that tells the visitor something, or what is wrong."""
-
-    def handle(value: Any) -> tuple[str, str]:
-        try:
-            return views.note(act(value)), ""
-        except AdaptPruneError as error:
-            return gr.skip(), views.banner(str(error))
-
-    return handle
+def _example(act: str) -> dict[str, str] | None:
+    name, _, place = act.partition("-")
+    known = views.list_examples()
+    return known[int(place)] if name == "example" and place.isdecimal() and int(place) < len(known) else None

@@ -3,130 +3,37 @@
 from __future__ import annotations
 
 import queue
-import secrets
+import re
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
+from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
-from adaptprune.engines.protocol import Pruning
 from adaptprune.errors import AdaptPruneError
-from adaptprune.images import MAX_PIXELS, decode_image
+from adaptprune.images import decode_image
 from adaptprune.methods import list_methods
+from adaptprune.serve.asks import MAX_TEXT
+from adaptprune.serve.pictures import FORMATS, ImageLimits
+from adaptprune.web.exchange import MAX_ANSWER, SERVER_DEFAULT, UNPRUNED, Comparison, Controls, Conversation, Exchange
 from adaptprune.web.log import ConversationLog
 
-#: Methods of the controls besides those of the model.
-SERVER_DEFAULT, UNPRUNED = "default", "none"
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
-#: Seconds between two looks at a stop, and between two steps of a fast answer.
-STEP = 0.05
-
-
-@dataclass(frozen=True)
-class Controls:
-    """What the page's controls say.
-
-    Attributes
-    ----------
-    method : str
-        A name, a spec, "none", or "default" for the server's own.
-    """
-
-    model: str | None
-    method: str = SERVER_DEFAULT
-    keep_ratio: float = 0.25
-    temperature: float = 0.0
-    top_p: float = 1.0
-    max_tokens: int = 512
-
-    def pruning(self) -> dict[str, Any] | None:
-        """A request's "pruning"."""
-        if self.method == SERVER_DEFAULT:
-            return None
-        ratio = None if self.method == UNPRUNED or "keep_ratio=" in self.method else self.keep_ratio
-        return Pruning(self.method, ratio).request()
-
-
-@dataclass
-class Exchange:
-    """A question and its answer.
-
-    Attributes
-    ----------
-    images : tuple of str
-        Files.
-    state : str
-        "waiting", "writing", "done", "stopped" or "failed".
-    error : str
-        Why it failed.
-    vote : str
-        What was said of it.
-    """
-
-    question: str
-    images: tuple[str, ...]
-    controls: Controls
-    answer: str = ""
-    state: str = "waiting"
-    cost: Cost = field(default_factory=Cost)
-    error: str = ""
-    vote: str = ""
-
-    def line(self) -> str:
-        """What it cost, in one line for people."""
-        if self.state == "failed":
-            return "failed"
-        cost, parts = self.cost, []
-        if cost.visual_tokens:
-            parts.append(f"{cost.visual_tokens_kept} of {cost.visual_tokens} visual tokens kept")
-        elif self.images and self.state == "done":
-            parts.append("pruning not reported by this server")
-        if cost.first_token_ms:
-            parts.append(f"first token {cost.first_token_ms:.0f} ms")
-        if cost.completion_tokens:
-            parts.append(f"{cost.completion_tokens} tokens written")
-        if cost.finish == "length":
-            parts.append("cut at max tokens")
-        if self.state == "stopped":
-            parts.append("stopped")
-        return " · ".join(parts)
-
-    def record(self) -> dict[str, Any]:
-        """For the log."""
-        return {
-            "question": self.question,
-            "answer": self.answer,
-            "state": self.state,
-            "error": self.error or None,
-            "controls": vars(self.controls),
-            "cost": self.cost.to_dict(),
-        }
-
-
-@dataclass
-class Conversation:
-    """The exchanges of one visitor, oldest first."""
-
-    exchanges: list[Exchange] = field(default_factory=list)
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    @property
-    def last(self) -> Exchange | None:
-        """The latest exchange."""
-        return self.exchanges[-1] if self.exchanges else None
-
-
-@dataclass
-class Comparison:
-    """The same question to two sides."""
-
-    left: Exchange
-    right: Exchange
-    id: str = field(default_factory=lambda: secrets.token_hex(8))
+#: What our servers take, so that the page refuses nothing that they would answer, and the other way round.
+IMAGES, MAX_TOKENS = ImageLimits(), EngineLimits().max_tokens
+#: Models that a server may name, methods of each, and characters of a name.
+MAX_NAMES, MAX_NAME = 1000, 500
+#: Seconds between two looks at a stop, and between two steps of a fast answer; more as the answer grows.
+STEP, STEP_PER_CHARACTER = 0.05, 1 / 200_000
+#: Pieces of an answer that are read before they are shown.
+AHEAD = 256
+#: Half a character: JSON may hold one, files and pages may not.
+BROKEN = re.compile("[\ud800-\udfff]")
+#: How servers name parts of a request and addresses of their API when they refuse.
+PARTS = re.compile(r"'?messages\[\d+\](?:\.\w+(?:\[\d+\])?)*'?")
+ROUTES = re.compile(r"\b(?:GET|HEAD|POST|PUT|DELETE) /\S* ?|(?<![\w.])/v1/\S*")
 
 
 class Desk:
@@ -142,19 +49,29 @@ class Desk:
         self.log = log
         self._client = client
         self._models: dict[str, ServedModel] = {}
+        self._judging = threading.Lock()
 
     # -- models -------------------------------------------------------------------------------------------------------
 
     def refresh(self) -> list[str]:
         """Ask the server for its models; their names."""
-        self._models = {model.name: model for model in self._client.models()}
+        found = [model for model in self._client.models() if _usable(model.name)]
+        self._models = {model.name: model for model in found[:MAX_NAMES]}
+        return self.models()
+
+    def models(self) -> list[str]:
+        """The models that the server named last."""
         return list(self._models)
+
+    def notices(self) -> dict[str, str]:
+        """What people should know of models before they believe them."""
+        return {name: whole(model.notice) for name, model in self._models.items() if model.notice}
 
     def methods(self, model: str | None) -> list[str]:
         """Methods that the controls offer for a model."""
         served = self._models.get(model or "")
         known = served.methods if served is not None and served.methods is not None else list_methods()
-        return [SERVER_DEFAULT, *known, UNPRUNED]
+        return [SERVER_DEFAULT, *filter(_usable, known[:MAX_NAMES]), UNPRUNED]
 
     # -- chat ---------------------------------------------------------------------------------------------------------
 
@@ -195,13 +112,14 @@ class Desk:
     def vote(self, talk: Conversation, kind: str) -> str:
         """Note "upvote", "downvote" or "flag" for the last answer; what to tell the visitor."""
         exchange = talk.last
-        if exchange is None or exchange.state not in ("done", "stopped"):
+        if exchange is None or not exchange.over:
             raise AdaptPruneError("there is no answer to judge yet: ask something first.")
-        if exchange.vote == kind:
-            return "Noted already."
-        if not self.log.write(kind, talk.id, exchange.images, **exchange.record()):
-            raise AdaptPruneError("the conversation log is off or cannot be written: nothing was noted.")
-        exchange.vote = kind
+        with self._judging:  # a double click is one vote
+            if exchange.vote:
+                return "Noted already."
+            if not self.log.write(kind, talk.id, exchange.images, **exchange.record()):
+                raise AdaptPruneError("the conversation log is off or cannot be written: nothing was noted.")
+            exchange.vote = kind
         return "Thank you, noted."
 
     # -- compare ------------------------------------------------------------------------------------------------------
@@ -228,11 +146,15 @@ class Desk:
 
     def prefer(self, both: Comparison | None, kind: str) -> str:
         """Note which side was better: "left", "right", "tie" or "neither"."""
-        if both is None:
-            raise AdaptPruneError("there is nothing to judge yet: compare something first.")
-        sides = {"left": both.left.record(), "right": both.right.record()}
-        if not self.log.write("prefer", both.id, both.left.images, choice=kind, **sides):
-            raise AdaptPruneError("the conversation log is off or cannot be written: nothing was noted.")
+        if both is None or not (both.left.over and both.right.over):
+            raise AdaptPruneError("there are no two answers to judge yet: compare something first.")
+        with self._judging:
+            if both.choice:
+                return "Noted already."
+            sides = {"left": both.left.record(), "right": both.right.record()}
+            if not self.log.write("prefer", both.id, both.left.images, choice=kind, **sides):
+                raise AdaptPruneError("the conversation log is off or cannot be written: nothing was noted.")
+            both.choice = kind
         return "Thank you, noted."
 
     # -- one answer ---------------------------------------------------------------------------------------------------
@@ -250,25 +172,28 @@ class Desk:
                     exchange.cost = piece
                     continue
                 exchange.state = "writing"
-                exchange.answer += piece
-                if time.monotonic() - shown > STEP:
+                exchange.answer = (exchange.answer + whole(piece))[:MAX_ANSWER]
+                if len(exchange.answer) == MAX_ANSWER:
+                    break
+                if time.monotonic() - shown > STEP + len(exchange.answer) * STEP_PER_CHARACTER:
                     shown = time.monotonic()
                     yield
             exchange.state = "stopped" if stop.is_set() else "done"
         except AdaptPruneError as error:
-            exchange.state, exchange.error = "failed", str(error)
+            exchange.state, exchange.error = "failed", for_people(str(error))
 
     def _request(self, exchange: Exchange, before: Sequence[Exchange]) -> Request:
         controls = exchange.controls
         if not controls.model:
             raise AdaptPruneError("no model is chosen: refresh the list, then choose one.")
+        turns = (*before, exchange)
+        urls = _checked(turns)
         messages = []
-        for one in (*before, exchange):
-            messages.append(message("user", one.question, [_url(image) for image in one.images]))
+        for one in turns:
+            messages.append(message("user", one.question, [urls[image] for image in one.images]))
             if one is not exchange:
                 messages.append(message("assistant", one.answer))
         served = self._models.get(controls.model)
-        seen = any(one.images for one in (*before, exchange))
         ours = served is not None and served.methods is not None
         return Request(
             controls.model,
@@ -277,7 +202,7 @@ class Desk:
             temperature=controls.temperature,
             top_p=controls.top_p if controls.temperature > 0 else None,
             pruning=controls.pruning(),
-            want_overlay=seen and (ours or controls.method != SERVER_DEFAULT),
+            want_overlay=bool(urls) and (ours or controls.method != SERVER_DEFAULT),
         )
 
 
@@ -288,14 +213,62 @@ def _question(text: str) -> str:
     return text
 
 
+def _checked(turns: Sequence[Exchange]) -> dict[str, str]:
+    """The images of a conversation as they are sent, by their files.
+
+    Raises
+    ------
+    AdaptPruneError
+        There is more in the conversation than a server takes, or an image cannot be read.
+    """
+    images = [image for one in turns for image in one.images]
+    if len(images) > IMAGES.max_images:
+        raise AdaptPruneError(
+            f"the conversation has {len(images)} images, more than the {IMAGES.max_images} that one may have: attach "
+            "fewer, or clear it."
+        )
+    text = sum(len(one.question) + len(one.answer) for one in turns)
+    if text > MAX_TEXT:
+        raise AdaptPruneError(
+            f"the conversation has {text:,} characters, more than the {MAX_TEXT:,} that one may have: write less, or "
+            "clear it."
+        )
+    encoded = {image: _url(image) for image in images}
+    pixels = sum(encoded[image][1] for image in images)
+    if pixels > IMAGES.max_pixels:
+        raise AdaptPruneError(
+            f"the images of the conversation have {pixels:,} pixels together, more than the {IMAGES.max_pixels:,} that "
+            "are allowed: attach fewer or smaller ones, or clear it."
+        )
+    return {image: url for image, (url, _) in encoded.items()}
+
+
 @lru_cache(maxsize=64)
-def _url(path: str) -> str:
+def _url(path: str) -> tuple[str, int]:
+    """An image as it is sent, and its pixels."""
     name = Path(path).name
     try:
         data = Path(path).read_bytes()
     except OSError as error:
         raise AdaptPruneError(f"the image {name!r} is no longer there ({error.strerror}): add it again.") from None
-    return data_url(decode_image(data, name, max_pixels=MAX_PIXELS, formats=FORMATS))
+    image = decode_image(data, name, max_pixels=IMAGES.max_pixels, formats=FORMATS)
+    return data_url(image), image.width * image.height
+
+
+def whole(text: str) -> str:
+    """A text that can be written anywhere."""
+    return BROKEN.sub("\ufffd", text)
+
+
+def for_people(text: str) -> str:
+    """What a server says, without the names that only programs know."""
+    text = PARTS.sub(lambda found: "the image" if "image" in found[0] else "the question", whole(text))
+    return ROUTES.sub("", text)
+
+
+def _usable(name: str) -> bool:
+    """Whether a server's name for something can be shown and sent back."""
+    return 0 < len(name) <= MAX_NAME and name == whole(name)
 
 
 def _read(pieces: Iterator[str | Cost], stop: threading.Event) -> Iterator[str | Cost]:
@@ -303,18 +276,24 @@ def _read(pieces: Iterator[str | Cost], stop: threading.Event) -> Iterator[str |
 
     A request that was stopped before its first word is closed when that arrives.
     """
-    waiting: queue.SimpleQueue[str | Cost | BaseException | None] = queue.SimpleQueue()
+    waiting: queue.Queue[str | Cost | BaseException | None] = queue.Queue(AHEAD)
     done = threading.Event()
+
+    def hand(piece: str | Cost | BaseException | None) -> None:
+        while not done.is_set():
+            with suppress(queue.Full):  # a server that writes faster than anybody reads
+                waiting.put(piece, timeout=STEP)
+                break
 
     def read() -> None:
         try:
             for piece in pieces:
-                waiting.put(piece)
+                hand(piece)
                 if done.is_set():
                     break
-            waiting.put(None)
+            hand(None)
         except BaseException as error:  # handed to the thread that waits
-            waiting.put(error)
+            hand(error)
         finally:
             pieces.close()  # type: ignore[attr-defined]
 

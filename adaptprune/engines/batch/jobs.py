@@ -72,7 +72,7 @@ class Sampling:
         if self.seed is not None:
             whole("seed", self.seed, 0, 2**63 - 1)
         if self.temperature is not None and self.temperature != 0 and not 0.01 <= self.temperature <= 100:
-            raise AdaptPruneError(f"temperature={self.temperature:g} is not allowed: use 0 (greedy), or 0.01 to 100.")
+            raise AdaptPruneError(f"temperature={self.temperature} is not allowed: use 0 (greedy), or 0.01 to 100.")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise AdaptPruneError(f"top_p={self.top_p:g} is not allowed: use a number above 0 and at most 1.")
 

@@ -1,0 +1,27 @@
+// Runs once for each part of the page that Gradio's HTML component shows: `element`, `trigger` and `watch` are its.
+element.addEventListener("click", (event) => {
+  const button = event.target.closest("button[data-act]");
+  if (!button || button.getAttribute("aria-disabled") === "true") return;
+  if (button.dataset.act === "copy") {
+    navigator.clipboard.writeText(button.closest(".ap-said").querySelector(".ap-answer").textContent);
+    button.textContent = "Copied";
+    setTimeout(() => { button.textContent = "Copy"; }, 1500);
+    return;
+  }
+  trigger("click", { act: button.dataset.act });
+});
+// The conversation scrolls in its own box, never the page: to its end, unless its reader has scrolled away from there.
+// A new question is asked at the end: go there.
+let follows = true;
+let asked = 0;
+element.addEventListener("scroll", ({ target }) => {
+  if (!target.matches(".ap-talk")) return;
+  follows = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+}, true);
+watch("value", () => {
+  const box = element.querySelector(".ap-talk");
+  const questions = element.querySelectorAll(".ap-exchange").length;
+  follows ||= questions !== asked;
+  asked = questions;
+  if (box && follows) box.scrollTop = box.scrollHeight;
+});
