@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-import re
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 from PIL import Image
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.images import MAX_BYTES, decode_image
+
+log = logging.getLogger(__name__)
 
 #: An image is sent without loss up to this many bytes, and as JPEG beyond.
 LOSSLESS_BYTES = 5 * 2**20
@@ -242,12 +245,17 @@ def _cost(usage: Any, finish: str) -> Cost:
 
 
 def _picture(url: str) -> Image.Image | None:
-    match = re.fullmatch(r"data:image/png;base64,([A-Za-z0-9+/=]+)", url)
-    if match is None:
+    """The picture in a data URL; None, and a word in the log, for what is none: the answer itself is sound."""
+    try:
+        kind, _, body = url.partition(",")
+        if kind != "data:image/png;base64":
+            raise AdaptPruneError("is no data:image/png;base64 URL")
+        if len(body) > MAX_BYTES * 4 // 3:
+            raise AdaptPruneError(f"has more than the {MAX_BYTES:,} bytes that are allowed")
+        return decode_image(base64.b64decode(body, validate=True), "overlay", formats=("PNG",))
+    except ValueError as error:  # AdaptPruneError is one, and so is what base64 raises
+        log.warning("the picture of what the server kept is left out: %s", error)
         return None
-    picture = Image.open(io.BytesIO(base64.b64decode(match[1])), formats=("PNG",))
-    picture.load()
-    return picture
 
 
 def data_url(image: Image.Image) -> str:
