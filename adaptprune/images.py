@@ -14,6 +14,7 @@ import urllib.request
 import warnings
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
@@ -142,7 +143,7 @@ class _Quiet:
                 self._filters.__enter__()
                 warnings.filterwarnings("ignore", module=r"PIL\b")
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         with self._lock:
             self._inside -= 1
             if self._inside == 0:

@@ -335,7 +335,7 @@ def test_families_of_other_packages(doctor, monkeypatch):
     monkeypatch.setitem(FAMILIES._targets, "mine", "no_such_module:Mine")
     code, out, _ = doctor("doctor")
     assert code == 1
-    assert "mine: (import) ModuleNotFoundError: No module named 'no_such_module'" in out
+    assert "mine: (import) AdaptPruneError: family 'mine' cannot be imported from 'no_such_module:Mine'" in out
 
 
 # -- other installations -----------------------------------------------------------------------------------------------

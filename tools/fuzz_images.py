@@ -82,7 +82,8 @@ def _saved(draw: random.Random, form: str, modes: tuple[str, ...], *, more: int 
 def exif(draw: random.Random) -> bytes:
     """An EXIF block of a few entries of which tags, types, counts and values need not fit each other."""
     order = draw.choice("<>")
-    entries, tail = [], b""
+    entries: list[bytes] = []
+    tail = b""
     number = draw.randrange(1, 6)
     for tag in [0x0112, *draw.choices(TAGS, k=number - 1)]:
         kind, count = draw.choice([2, 3, 4, 5, 7, 8, 9, 10, draw.randrange(256)]), draw.choice([1, 1, 2, 5, 70000])
