@@ -37,11 +37,8 @@ PRINTS = {
     "run as JSON": ["run", "--prompt", "What is this?", "--json", "--max-new-tokens", "3"],
     "chat": ["chat", "--max-new-tokens", "3"],
     "chat as JSON": ["chat", "--max-new-tokens", "3", "--json"],
-    **{
-        f"help of {name}": [name, "--help"]
-        for name in ("run", "chat", "web", "eval", "serve", "gateway", "methods", "families", "doctor", "bench", "tabletop", "review")
-    },
-}  # fmt: skip
+    **{f"help of {name}": [name, "--help"] for name in ("web", "serve", "gateway", "tabletop", "review")},
+}
 #: Those that need no second to start, for what is the same in all commands.
 CHEAP = ("help", "version", "methods", "methods as JSON", "help of serve")
 
@@ -111,7 +108,6 @@ def test_without_standard_error(name):
 def test_a_mistake_that_nobody_can_read_keeps_its_exit_code():
     for script in ('"$@" 2>&-', '"$@" 2>&- >&-', '"$@" 2>/dev/full' if Path("/dev/full").exists() else '"$@" 2>&-'):
         assert shell(script, "methods", "--nope").returncode == 2
-        assert shell(script, "run", "--prompt", "x", "--method", "nope").returncode == 2
 
 
 @POSIX
@@ -171,21 +167,17 @@ main()
 
 
 @POSIX
-@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.5, 2.5])
+@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.3, 0.8, 2])
 def test_ctrl_c_is_quiet_however_early(seconds):
     """While typer, torch or transformers are imported, the model is loaded, or it answers."""
-    code, err = stopped(signal.SIGINT, seconds, *PRINTS["doctor"][:1], "--json")
-    assert code in INTERRUPTED
-    assert err.strip() == ""
-    code, err = stopped(
-        signal.SIGINT, seconds, "run", "--prompt", "x", "--image", "example:wood", "--max-new-tokens", "400"
-    )
-    assert code in (*INTERRUPTED, 0)
-    assert err.strip() == ""
+    for words in (["doctor", "--json"], ["run", "--prompt", "x", "--max-new-tokens", "400"]):
+        code, err = stopped(signal.SIGINT, seconds, *words)
+        assert code in INTERRUPTED
+        assert err.strip() == ""
 
 
 @POSIX
-@pytest.mark.parametrize("seconds", [0, 0.5, 2])
+@pytest.mark.parametrize("seconds", [0, 1])
 def test_sigterm_ends_it_at_once(seconds):
     code, err = stopped(signal.SIGTERM, seconds, "doctor", "--json")
     assert (code, err) == (-signal.SIGTERM, "")
