@@ -13,16 +13,28 @@ from adaptprune.errors import first_line
 from adaptprune.hooks.seams import versions as releases
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow", "typer", "rich")
+#: The packages of the extras, in the order of pyproject.toml, and what other options and engines use.
 OPTIONAL = (
-    "torchvision",
     "accelerate",
-    "bitsandbytes",
-    "peft",
-    "flash-attn",
     "matplotlib",
+    "pyarrow",
+    "openpyxl",
     "openai",
-    "gradio",
+    "anyio",
+    "sentencepiece",
+    "protobuf",
+    "peft",
+    "lmms-eval",
+    "tqdm",
+    "bitsandbytes",
     "fastapi",
+    "uvicorn",
+    "httpx",
+    "prometheus-client",
+    "smg",
+    "gradio",
+    "torchvision",
+    "flash-attn",
     "vllm",
     "ray",
 )

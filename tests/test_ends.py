@@ -28,28 +28,25 @@ PRINTS = {
     "methods": ["methods"],
     "methods as JSON": ["methods", "--json"],
     "families": ["families"],
-    "families as JSON": ["families", "--json"],
     "doctor": ["doctor", "--no-models"],
-    "doctor as JSON": ["doctor", "--no-models", "--json"],
     "tasks": ["eval", "--list"],
-    "bench": ["bench", "--decoder", "2x64", "--method", "random", "--keep-ratio", "0.5", "--rounds", "1"],
+    "bench": ["bench", "--decoder", "4x64", "--method", "random", "--keep-ratio", "0.5", "--rounds", "1"],
     "run": ["run", "--prompt", "What is this?", "--image", "example:wood", "--max-new-tokens", "3"],
     "run as JSON": ["run", "--prompt", "What is this?", "--json", "--max-new-tokens", "3"],
     "chat": ["chat", "--max-new-tokens", "3"],
-    "chat as JSON": ["chat", "--max-new-tokens", "3", "--json"],
     **{f"help of {name}": [name, "--help"] for name in ("web", "serve", "gateway", "tabletop", "review")},
 }
 #: Those that need no second to start, for what is the same in all commands.
 CHEAP = ("help", "version", "methods", "methods as JSON", "help of serve")
 
 
-def shell(script: str, *words: str, **options) -> subprocess.CompletedProcess[str]:
+def shell(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A script of the shell in which "$@" is adaptprune with these words; chats are asked one question."""
     path = os.pathsep.join([str(Path(adaptprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", **variables}
     command = ["bash", "-c", script, "bash", sys.executable, "-m", "adaptprune", *words]
     return subprocess.run(
-        command, input="What is this?\n", capture_output=True, text=True, timeout=120, env=environment, **options
+        command, input="What is this?\n", capture_output=True, text=True, timeout=120, env=environment
     )
 
 
@@ -91,7 +88,7 @@ def test_a_reader_that_has_gone_ends_the_program_without_a_word(name):
 
 @POSIX
 def test_the_first_line_is_enough():
-    done = shell('set -o pipefail; "$@" | head -1', *PRINTS["families as JSON"])
+    done = shell('set -o pipefail; "$@" | head -1', "families", "--json")
     assert done.stdout == "[\n"
     assert done.returncode in (0, 141)
     assert done.stderr == ""
@@ -139,6 +136,17 @@ def test_an_overlay_on_a_full_disk_is_named(tmp_path):
 INTERRUPTED = (130, -signal.SIGINT)  # Python ends itself by the signal if it hit code that was being compiled
 
 
+#: Says when Python itself has started: signals before that are Python's own affair.
+BEGIN = """
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from adaptprune.cli import main
+sys.argv[0] = "adaptprune"
+print("begun", flush=True)
+main()
+"""
+
+
 def stopped(number: int, seconds: float, *words: str) -> tuple[int, str]:
     path = os.pathsep.join([str(Path(adaptprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
@@ -155,25 +163,59 @@ def stopped(number: int, seconds: float, *words: str) -> tuple[int, str]:
     return process.returncode, err
 
 
-#: Says when Python itself has started: Ctrl-C before that is Python's own affair.
-BEGIN = """
-import signal, sys
+#: Runs adaptprune, and presses Ctrl-C when the module that the first word names is about to be imported.
+PRESS = """
+import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+wanted = sys.argv.pop(1)
+def press(event, arguments):
+    if event == "import" and arguments[0] == wanted:
+        os.kill(os.getpid(), signal.SIGINT)
+sys.addaudithook(press)
 from adaptprune.cli import main
 sys.argv[0] = "adaptprune"
-print("begun", flush=True)
 main()
+print("to the end")
 """
+
+RUN = ["run", "--prompt", "x", "--image", "example:wood"]
 
 
 @POSIX
-@pytest.mark.parametrize("seconds", [0, 0.02, 0.05, 0.1, 0.3, 0.8, 2])
-def test_ctrl_c_is_quiet_however_early(seconds):
-    """While typer, torch or transformers are imported, the model is loaded, or it answers."""
-    for words in (["doctor", "--json"], ["run", "--prompt", "x", "--max-new-tokens", "400"]):
-        code, err = stopped(signal.SIGINT, seconds, *words)
-        assert code in INTERRUPTED
-        assert err.strip() == ""
+@pytest.mark.parametrize(
+    ("module", "words"),
+    [
+        ("adaptprune.cli.ends", ["methods"]),
+        ("typer", ["methods"]),
+        ("rich.console", ["methods"]),
+        ("adaptprune.cli.run", ["methods"]),
+        ("adaptprune.tables", ["methods"]),
+        ("numpy", RUN),
+        ("torch._C", RUN),
+        ("torch.nn", RUN),
+        ("transformers", RUN),
+        ("transformers.generation.utils", RUN),
+        ("numba", RUN),
+        ("adaptprune.models.loading", RUN),
+        ("adaptprune.testing.selfcheck", ["doctor"]),
+        ("torch.nn", ["doctor", "--no-models"]),
+        ("numpy", ["chat"]),
+        ("uvicorn", ["serve"]),
+        ("gradio", ["web"]),
+    ],
+)
+def test_ctrl_c_is_quiet_however_early(module, words):
+    """While typer, torch or transformers are imported: nothing is said, whatever they make of it."""
+    done = shell('exec "$1" -c "$0" "${@:4}"'.replace("$0", "$PRESS"), module, *words, PRESS=PRESS)
+    assert done.returncode in INTERRUPTED
+    assert (done.stdout, done.stderr.strip()) == ("", "")
+
+
+@POSIX
+def test_ctrl_c_while_it_answers():
+    code, err = stopped(signal.SIGINT, 4, *RUN, "--max-new-tokens", "400")
+    assert code in (*INTERRUPTED, 0)
+    assert err.strip() == ""
 
 
 @POSIX

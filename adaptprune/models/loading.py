@@ -20,7 +20,7 @@ from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
 from adaptprune.models.hub import is_from_network
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
-from adaptprune.prompts.original import conversation, make_processor, read_tokenizer
+from adaptprune.prompts.original import check_sentencepiece, conversation, make_processor, read_tokenizer
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"
@@ -153,6 +153,7 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
             f"{config.model_type!r} is no vision-language model that transformers loads: `adaptprune families` lists "
             "those that can be pruned."
         )
+    processor = read_processor(source, config, where)  # before gigabytes are read: it may need a package
     model, found = AutoModelForImageTextToText.from_pretrained(
         source, config=config, output_loading_info=True, **placement.options(config), **where, **options
     )
@@ -161,7 +162,7 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
         raise AdaptPruneError(
             f"it lacks {len(missing)} weights ({missing[0]}, ...), which would be random. Use a complete checkpoint."
         )
-    return model, read_processor(source, config, where)
+    return model, processor
 
 
 def _read_original(
@@ -172,6 +173,7 @@ def _read_original(
     placement: Placement,
 ) -> tuple[Any, Any]:
     layout = original.Layout.of(config, vision_tower)
+    check_sentencepiece(checkpoint.other(model_base) if model_base else checkpoint)
     home, weights, is_lora = _gather(checkpoint, model_base)
     inside = {
         name.removeprefix(original.TOWER): weights.pop(name)
