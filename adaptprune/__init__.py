@@ -6,11 +6,13 @@ Public names only; each is imported on first use, so that ``import adaptprune`` 
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
 from adaptprune._version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it: importing it takes longer than all the rest here
 if TYPE_CHECKING:
+    from typing import Any
+
     from adaptprune.errors import AdaptPruneError
     from adaptprune.families import list_families
     from adaptprune.hooks import PruneHandle, prune

@@ -13,16 +13,29 @@ from adaptprune.errors import first_line
 from adaptprune.hooks.seams import versions as releases
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow", "typer", "rich")
+#: The packages of the extras, in the order of pyproject.toml, and what other options and engines use.
 OPTIONAL = (
-    "torchvision",
     "accelerate",
-    "bitsandbytes",
-    "peft",
-    "flash-attn",
     "matplotlib",
+    "pyarrow",
+    "openpyxl",
     "openai",
-    "gradio",
+    "anyio",
+    "sentencepiece",
+    "protobuf",
+    "peft",
+    "lmms-eval",
+    "tqdm",
+    "bitsandbytes",
     "fastapi",
+    "uvicorn",
+    "httpx",
+    "llguidance",
+    "prometheus-client",
+    "smg",
+    "gradio",
+    "torchvision",
+    "flash-attn",
     "vllm",
     "ray",
 )
@@ -77,6 +90,7 @@ def examine(
     if models:
         found |= {"models": _models(watch), "models_skipped": None}
         found["seams"] = _seams(found["models"])
+    found["checks"] |= _plugins()
     return found
 
 
@@ -124,6 +138,20 @@ def _seams(models: list[dict[str, Any]]) -> dict[str, Any]:
                 if model["name"] not in who:
                     who.append(model["name"])
     return seams
+
+
+def _plugins() -> dict[str, str | None]:
+    """A check for each thing of another package that cannot be used, or one for all if there is none."""
+    from adaptprune.eval.task import TASKS
+    from adaptprune.families import FAMILIES
+    from adaptprune.methods import METHODS
+
+    broken = {
+        f"plug-in {registry.kind} {name}": problem
+        for registry in (METHODS, FAMILIES, TASKS)
+        for name, problem in registry.problems().items()
+    }
+    return dict(broken) or {"plug-ins": None}
 
 
 def _passes(check: Callable[[], None]) -> str | None:

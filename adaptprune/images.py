@@ -1,27 +1,61 @@
-"""Opening pictures that a user names: files, http(s) addresses and our examples; every failure is said in one line."""
+"""Opening pictures that a user names: files, http(s) addresses and our examples; every failure is said in one line.
+
+`decode_image` is the one place where bytes become a picture.
+"""
 
 from __future__ import annotations
 
 import http.client
 import io
+import threading
 import urllib.error
 import urllib.parse
 import urllib.request
 import warnings
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from adaptprune._version import __version__
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, first_line
+from adaptprune.metadata import exif_orientation, separate, xmp_orientation
 from adaptprune.registry import did_you_mean
 
 MAX_BYTES = 64 * 2**20
 MAX_PIXELS = 100_000_000
 MAX_ASPECT = 100  # models scale the shorter side to a few hundred pixels, and the other with it
 TIMEOUT_SECONDS = 20
+#: What strangers may send: what browsers show. AVIF depends on how Pillow was built.
+WEB_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "AVIF")
+#: What is tried otherwise: pictures made of pixels. Pillow's other formats start programs, or only tell of a file.
+FORMATS = (
+    *WEB_FORMATS,
+    "DIB",
+    "TIFF",
+    "JPEG2000",
+    "ICO",
+    "PPM",
+    "PCX",
+    "SGI",
+    "QOI",
+    "PSD",
+    "DDS",
+    "SUN",
+    "XBM",
+    "TGA",
+)
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def open_image(source: str | Path) -> Image.Image:
@@ -51,58 +85,119 @@ def open_image(source: str | Path) -> Image.Image:
 
 
 def decode_image(
-    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] | None = None
+    data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, formats: tuple[str, ...] = FORMATS
 ) -> Image.Image:
-    """The picture in `data`; `name` is for error messages. See `open_image`.
+    """The picture in `data`, the first of several; `name` is for error messages. See `open_image`.
+
+    It is turned as its EXIF, or else its XMP, says; nothing else of these is read, and what cannot be read of them
+    leaves the picture as it is.
 
     Parameters
     ----------
     max_pixels : int
         Larger pictures are refused before they are decoded.
-    formats : tuple of str, optional
-        Pillow's names of the formats to try; None: all that it knows, some of which start other programs.
+    formats : tuple of str
+        Pillow's names of the formats to try; those that it was built without are passed over.
+
+    Raises
+    ------
+    AdaptPruneError
+        Whatever is wrong with the bytes; no other exception leaves.
     """
     if not data:
         raise AdaptPruneError(f"{name!r} is empty: it has no bytes.")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS decides
-            opened = Image.open(io.BytesIO(data), formats=formats)
-        with opened as picture:
-            width, height = picture.size  # from the header: nothing is decoded yet
-            if width * height > max_pixels:
-                raise AdaptPruneError(
-                    f"{name!r} has {width} x {height} pixels, more than the {max_pixels:,} "
-                    "that are allowed: make it smaller."
-                )
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise AdaptPruneError(
-                    f"{name!r} has {width} x {height} pixels: no side may be more than {MAX_ASPECT} times the other."
-                )
-            picture.load()
-            upright = _eight_bit(ImageOps.exif_transpose(picture))
-            if "A" in upright.getbands() or "transparency" in upright.info:
-                upright = upright.convert("RGBA")
-                white = Image.new("RGBA", upright.size, "white")
-                upright = Image.alpha_composite(white, upright)
-            return upright.convert("RGB")
-    except AdaptPruneError:
-        raise
+        return _decoded(data, max_pixels, formats)
+    except AdaptPruneError as error:
+        raise AdaptPruneError(f"{name!r} {error}") from None
     except UnidentifiedImageError:
-        raise AdaptPruneError(f"{name!r} is not an image that can be read: use PNG, JPEG, WebP, GIF or BMP.") from None
-    except Image.DecompressionBombError:
+        raise AdaptPruneError(f"{name!r} is not an image that can be read: use {_named(formats)}.") from None
+    except (MemoryError, Image.DecompressionBombError):
         raise AdaptPruneError(
-            f"{name!r} has more than the {max_pixels:,} pixels that are allowed: make it smaller."
+            f"{name!r} needs more memory than there is, or has more than the {max_pixels:,} pixels that are allowed: "
+            "make it smaller."
         ) from None
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # what PIL's decoders raise on damaged files
-        raise AdaptPruneError(f"{name!r} is damaged or cut off ({error}): save or download it again.") from None
+    except Exception as error:  # Pillow's decoders raise nearly everything on damaged files
+        raise AdaptPruneError(
+            f"{name!r} is damaged or cut off ({first_line(error)}): save or download it again."
+        ) from None
+
+
+class _Quiet:
+    """Pillow's warnings, of sizes (which are checked here) and of oddities (which harm nobody), off in all threads.
+
+    The first thread in puts the filter up and the last one out takes it down: `warnings.catch_warnings` alone, entered
+    and left by several threads in turn, would leave the filter up for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._filters = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._filters = warnings.catch_warnings()
+                self._filters.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+
+    def __exit__(self, *error: Any) -> None:
+        with self._lock:
+            self._inside -= 1
+            if self._inside == 0:
+                self._filters.__exit__(*error)
+
+
+_QUIET = _Quiet()
+
+
+def _decoded(data: bytes, max_pixels: int, formats: tuple[str, ...]) -> Image.Image:
+    plain, orientation = separate(data)
+    Image.init()
+    known = [form for form in formats if form in Image.OPEN]
+    with _QUIET, Image.open(io.BytesIO(plain), formats=known) as picture:
+        _check_size(picture, max_pixels)  # from the header: nothing is decoded yet
+        picture.load()
+        _check_size(picture, max_pixels)  # an icon's header may say less than the picture inside
+        upright = _eight_bit(picture)
+        info = picture.info
+        turn = orientation or exif_orientation(_bytes(info.get("exif"))) or xmp_orientation(_bytes(info.get("xmp")))
+        if turn in _UPRIGHT:
+            upright = upright.transpose(_UPRIGHT[turn])
+        if "A" in upright.getbands() or "a" in upright.getbands() or "transparency" in upright.info:
+            upright = upright.convert("RGBA")
+            white = Image.new("RGBA", upright.size, "white")
+            upright = Image.alpha_composite(white, upright)
+        return upright.convert("RGB")
+
+
+def _bytes(value: object) -> bytes:
+    return value if isinstance(value, bytes) else b""
+
+
+def _check_size(picture: Image.Image, max_pixels: int) -> None:
+    width, height = picture.size
+    if width * height > max_pixels:
+        raise AdaptPruneError(
+            f"has {width} x {height} pixels, more than the {max_pixels:,} that are allowed: make it smaller."
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise AdaptPruneError(f"has {width} x {height} pixels: no side may be more than {MAX_ASPECT} times the other.")
+
+
+def _named(formats: tuple[str, ...]) -> str:
+    """The formats that are tried, as a sentence has them; of many, those that strangers may send."""
+    known = [form for form in WEB_FORMATS if form in formats and form in Image.OPEN] or list(formats)
+    return f"{', '.join(known[:-1])} or {known[-1]}" if len(known) > 1 else known[0]
 
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Integer and float pictures scaled to 0..255; Pillow would clip them. Others as they are."""
     if not picture.mode.startswith(("I", "F")):
         return picture
-    values = np.asarray(picture, dtype=np.float64)
+    values = np.nan_to_num(np.asarray(picture, dtype=np.float64), posinf=0, neginf=0)
     top = float(values.max(initial=0.0))
     full = 1.0 if top <= 1 and picture.mode == "F" else 255.0 if top <= 255 and picture.mode != "I;16" else 65535.0
     return Image.fromarray((values / full * 255).clip(0, 255).round().astype(np.uint8))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_type_hints
 
 import torch
 from torch import Tensor
 
-from adaptprune.checks import whole
-from adaptprune.errors import AdaptPruneError
-from adaptprune.registry import did_you_mean
+from adaptprune.checks import called, fits, whole
+from adaptprune.errors import AdaptPruneError, first_line
+from adaptprune.registry import did_you_mean, parse_spec
 
 #: Cues that the hooks can capture, and where each comes from.
 CUES = {
@@ -152,7 +152,7 @@ class Pruner:
 
     def replace(self, **options: Any) -> Pruner:
         """A copy with other options; an unknown option is an error that names the closest one."""
-        allowed = [field.name for field in dataclasses.fields(self)]
+        allowed = [field.name for field in dataclasses.fields(self) if field.init]
         for key in options:
             if key not in allowed:
                 raise AdaptPruneError(f"unknown option {key!r} for {self.name!r}.{did_you_mean(key, allowed)}")
@@ -163,10 +163,42 @@ class Pruner:
             )
         if "keep_ratio" in options:
             options.setdefault("num_keep", None)  # the newer word counts
-        return dataclasses.replace(self, **options)
+        try:
+            made = dataclasses.replace(self, **options)
+        except AdaptPruneError:
+            raise
+        except Exception as error:  # another package's own checks, or what it computes from a value of another type
+            self._check_types(options)
+            shown = ", ".join(f"{key}={value!r}" for key, value in options.items())
+            raise AdaptPruneError(f"{self.name!r} refuses {shown}: {first_line(error)}") from error
+        self._check_types(options)  # last: the rule itself may say it better
+        return made
+
+    def _check_types(self, options: dict[str, Any]) -> None:
+        """Raise if a value is not of the type that its field has."""
+        try:
+            hints = get_type_hints(type(self))
+        except Exception:  # names that only a type checker imports
+            return
+        for key, value in options.items():
+            if not fits(value, hints[key]):
+                hint = f" (write {key}={str(value)!r})" if fits(str(value), hints[key]) else ""
+                raise AdaptPruneError(f"{key}={value!r} is not allowed: it is {called(hints[key])}{hint}.")
 
     def spec(self) -> str:
         """The spec string that makes this very pruner, with every option spelt out."""
-        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        options = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}
         del options["keep_ratio" if self.num_keep is not None else "num_keep"]
-        return f"{self.name}:" + ",".join(f"{key}={value}" for key, value in options.items())
+        return f"{self.name}:" + ",".join(f"{key}={_written(value)}" for key, value in options.items())
+
+
+def _written(value: Any) -> str:
+    """An option's value as `parse_spec` reads it back: quoted, if it would be taken for something else."""
+    if value == math.inf:
+        return "1e999"
+    try:
+        same = parse_spec(f"x:y={value}")[1] == {"y": value}
+    except AdaptPruneError:
+        same = False
+    plain = same and not (isinstance(value, str) and set(value) & set("'\"()[]{}\\"))
+    return str(value) if plain else repr(value)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from adaptprune.errors import AdaptPruneError
 from adaptprune.families import CHECKED, FAMILIES, REFUSED, TYPES, missing, since, why_refused
 from adaptprune.families.outcomes import read
 from adaptprune.hooks.seams.versions import reaches
@@ -17,21 +18,30 @@ TIERS = ("tested", "checked", "unknown", "missing", "refused")
 
 
 def methods() -> list[dict[str, Any]]:
-    """One row per method: name, summary, options with their defaults, the first layer it can prune before, source."""
+    """One row per method: name, summary, options with their defaults, the first layer it can prune before, source.
+
+    Those of other packages that cannot be used have none: `METHODS.problems()` says why.
+    """
     rows = []
+    problems = METHODS.problems()
     for name in METHODS.names():
-        kind = METHODS.get(name)
-        options = {field.name: field.default for field in dataclasses.fields(kind)}
-        smallest = kind().smallest_layer
+        if name in problems:
+            continue
+        usual = METHODS.get(name)()
         row = {
             "name": name,
-            "summary": kind.summary,
-            "options": options,
-            "smallest_layer": smallest,
-            "paper": kind.paper,
+            "summary": str(usual.summary),
+            "options": {field.name: _plain(getattr(usual, field.name)) for field in dataclasses.fields(usual)},
+            "smallest_layer": usual.smallest_layer,
+            "paper": str(usual.paper),
         }
         rows.append(row)
     return rows
+
+
+def _plain(value: Any) -> Any:
+    """A default as JSON has it, or as Python writes it."""
+    return value if value is None or isinstance(value, (bool, int, float, str)) else repr(value)
 
 
 def families() -> list[dict[str, Any]]:
@@ -67,7 +77,10 @@ def _family(name: str) -> dict[str, Any]:
     if (reason := why_refused(name)) is not None:
         return {**row, "tier": "refused", "detail": reason, "supports": {}}
     if name in FAMILIES.names():
-        row["summary"] = TYPES[name].summary if name in TYPES else FAMILIES.get(name).summary
+        try:
+            row["summary"] = TYPES[name].summary if name in TYPES else FAMILIES.get(name).summary
+        except AdaptPruneError as error:  # of another package
+            return {**row, "tier": "refused", "detail": str(error), "supports": {}}
         row["tier"] = "tested" if name in TYPES else "checked"
         if (reason := missing(name)) is not None:
             return {**row, "tier": "missing", "detail": reason}

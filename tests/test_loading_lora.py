@@ -64,7 +64,7 @@ def test_lora_without_its_base_says_which(tmp_path):
     adapter, _ = write_lora(parts("1.5"), tmp_path)
     with pytest.raises(AdaptPruneError, match="unmerged LoRA weights only: .* model_base .* names 'lmsys/vicuna-7b"):
         adaptprune.load(adapter)
-    with pytest.raises(AdaptPruneError, match="no/base'?: it is neither a folder here nor a model"):
+    with pytest.raises(AdaptPruneError, match="'no/base': it is neither a folder here nor in the cache"):
         adaptprune.load(adapter, model_base="no/base")
 
 
@@ -163,7 +163,10 @@ def test_adapters_that_cannot_be_merged(checkpoint, tmp_path, monkeypatch):
         ({"base_model_name_or_path": None}, "an adapter that names no base"),
         ({"base_model_name_or_path": str(folder)}, "its base .* is not a complete model"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 4}, "only LORA can be merged"),
-        ({"base_model_name_or_path": "no/base"}, "neither a folder here nor a model"),
+        (
+            {"base_model_name_or_path": "no/base"},
+            "its base .no/base. cannot be used .* neither a folder here nor in the cache",
+        ),
     ]:
         broken = tmp_path / "broken"
         shutil.copytree(folder, broken, dirs_exist_ok=True)

@@ -79,6 +79,8 @@ class Terminal:
         try:
             answer = self._session.enter(line, self._write, lambda: self._stop)
         except (AdaptPruneError, OSError) as error:
+            if isinstance(error, OSError) and error.filename is None:
+                raise  # it is our own output that cannot be written
             self._error(str(error))
             return
         except KeyboardInterrupt:  # pressed twice: the answer is given up with what it has so far

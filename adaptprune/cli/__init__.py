@@ -1,5 +1,35 @@
 """The command line: one file per command, no logic. Heavy imports happen inside the commands."""
 
-from adaptprune.cli.app import main
+
+def main() -> None:
+    """Entry point; see `adaptprune.cli.app.run` for the exit codes."""
+    import signal  # first of all, and little: until the handler stands, Ctrl-C shows where Python is
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        if before is signal.default_int_handler:  # else it is ignored, as in the background of a script, or another's
+            signal.signal(signal.SIGINT, _end_at_once)
+        started = True
+    except ValueError:  # in another thread than the main one
+        started = False
+    try:
+        from adaptprune.cli import ends
+
+        ends.mend_streams()
+        from adaptprune.cli import app
+
+        app.add_commands()
+    finally:
+        if started and before is not None:
+            signal.signal(signal.SIGINT, before)
+    raise SystemExit(app.run())
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """Without a word: Python is still importing, and nothing has begun that would have to be put in order."""
+    import os
+
+    os._exit(128 + number)
+
 
 __all__ = ["main"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import errno
 import json
 import sys
 from typing import Any
@@ -12,12 +12,23 @@ from rich.console import Console
 from typer.core import TyperCommand
 
 from adaptprune._version import __version__
+from adaptprune.cli import ends
 from adaptprune.cli.quiet import third_parties
 from adaptprune.errors import AdaptPruneError
 
+#: What the system says where nothing can be written any more.
+WRITING = (errno.ENOSPC, errno.EDQUOT, errno.EBADF, errno.EIO)
+
+
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the exit code to `run`; rich would end the program."""
+        raise BrokenPipeError
+
+
 # rich takes 80 columns where there is no terminal, which cuts tables short in files and pipes
-stdout = Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
-stderr = Console(stderr=True, soft_wrap=True, highlight=False)
+stdout = _Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 140)
+stderr = _Console(stderr=True, soft_wrap=True, highlight=False)
 
 
 class ManyValues(TyperCommand):
@@ -37,8 +48,28 @@ class ManyValues(TyperCommand):
 
 
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
-    print(json.dumps(value, indent=2, ensure_ascii=False))
+    """One JSON object on standard output, laid out for reading: a list of numbers is one line, however long."""
+    print(_laid_out(value, ""))
+
+
+def _laid_out(value: Any, margin: str) -> str:
+    inner = f"{margin}  "
+    if isinstance(value, dict) and value:
+        lines = [
+            f"{inner}{json.dumps(str(key), ensure_ascii=False)}: {_laid_out(each, inner)}"
+            for key, each in value.items()
+        ]
+        return "{\n" + ",\n".join(lines) + f"\n{margin}}}"
+    if isinstance(value, (list, tuple)) and not _of_numbers(value):
+        return "[\n" + ",\n".join(inner + _laid_out(each, inner) for each in value) + f"\n{margin}]"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _of_numbers(value: Any) -> bool:
+    """Numbers, or lists of them: positions, sizes, counts."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_of_numbers, value))
+    return value is None or isinstance(value, (int, float))
 
 
 def version(wanted: bool) -> None:
@@ -73,33 +104,59 @@ def add_commands() -> None:
     app.add_typer(review.group, name="review")
 
 
-def main() -> None:
-    """Entry point. A mistake in what was asked for ends in one line and exit code 2, a failing disk in code 1."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that cannot show a letter is no reason to stop
-    add_commands()
-    try:
-        code = app(standalone_mode=False)
-    except AdaptPruneError as error:
-        _say(str(error))
-        sys.exit(2)
-    except OSError as error:
-        _say(str(error))
-        sys.exit(1)
-    except Exception as error:
-        # typer's own: a wrong option has a message, an interrupted program (Abort) has none. Where its classes live
-        # depends on its version. Anything else is a defect of ours and keeps its traceback.
-        if type(error).__name__ == "Abort":
-            sys.exit(130)
-        if not hasattr(error, "format_message"):
-            raise
-        if type(error).__name__ == "NoArgsIsHelpError":
-            sys.exit(2)  # the help was shown
-        _say(f"{error.format_message()} See adaptprune --help.")
-        sys.exit(2)
-    sys.exit(code if isinstance(code, int) else 0)
+def run() -> int:
+    """Carry out the command line, and say in one line what keeps it from being carried out.
+
+    Returns
+    -------
+    int
+        The exit code: 0; 1 if something could not be written or read, or what the command itself means by it; 2 for a
+        mistake in what was asked for; 130 after Ctrl-C; 141 if whoever read the output has gone, as `head` does.
+    """
+    with ends.Noticed() as noticed:
+        try:
+            code = app(standalone_mode=False, prog_name="adaptprune")
+            ends.flush()
+        except BaseException as error:
+            code = ends.INTERRUPTED if noticed.interrupted() else _ended(error)
+            ends.drop_output()
+        if code and noticed.interrupted():
+            code = ends.INTERRUPTED
+    return code if isinstance(code, int) else 0
 
 
-def _say(message: str) -> None:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+def _ended(error: BaseException) -> int:
+    """The exit code after an exception, which is said if there is something to say; defects are raised again."""
+    if isinstance(error, KeyboardInterrupt):
+        return ends.INTERRUPTED
+    if isinstance(error, AdaptPruneError):
+        return _say(str(error), 2)
+    # typer ends the program itself if it meets a closed pipe
+    if isinstance(error, BrokenPipeError) or (
+        isinstance(error, SystemExit) and isinstance(error.__context__, BrokenPipeError)
+    ):
+        return ends.PIPE_CLOSED
+    if isinstance(error, OSError):
+        return _say(_of_system(error), 1)
+    # typer's own: a wrong option has a message, an interrupted program (Abort) has none. Where its classes live
+    # depends on its version. Anything else is a defect of ours and keeps its traceback.
+    kind = type(error).__name__
+    if kind == "Abort":
+        return ends.INTERRUPTED
+    if kind == "NoArgsIsHelpError":
+        return 2  # the help was shown
+    if hasattr(error, "format_message"):
+        return _say(f"{error.format_message()} See adaptprune --help.", 2)
+    raise error
+
+
+def _of_system(error: OSError) -> str:
+    """What the system says; without the name of a file, it is about standard output."""
+    if error.errno in WRITING and error.filename is None:
+        return f"standard output cannot be written: {error.strerror}."
+    return str(error)
+
+
+def _say(message: str, code: int) -> int:
+    ends.say(f"error: {' '.join(message.split())}")
+    return code

@@ -49,7 +49,7 @@ def command(
     answer = engine.ask(question(prompt, images), sampling, pruning, on_text=show)
     if overlay is not None:
         assert answer.overlay is not None
-        answer.overlay.save(overlay)
+        _save(answer.overlay, overlay)
     if as_json:
         print_json(_record(answer, engine, prompt, image))
         return
@@ -88,6 +88,13 @@ def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
         raise AdaptPruneError(f"--overlay {str(overlay)!r} is a folder: name a file in it.")
     if not overlay.absolute().parent.is_dir():
         raise AdaptPruneError(f"there is no folder {str(overlay.absolute().parent)!r} for --overlay: create it first.")
+
+
+def _save(picture: Any, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:  # which Pillow raises without the name
+        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
 
 
 def _record(answer: Any, engine: Any, prompt: str, image: list[str]) -> dict[str, Any]:

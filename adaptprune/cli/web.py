@@ -32,7 +32,7 @@ def command(
     log_folder: Path = typer.Option(None, help="Record them in this folder, in place of one in your own (--log)."),
 ) -> None:
     """Show a web page: chat, compare, and the pictures of what was kept."""
-    needs_extra("web", "gradio", "openai", "fastapi", "uvicorn")
+    needs_extra("web", "gradio", "openai", "fastapi", "uvicorn", "httpx", "prometheus_client")
     from adaptprune.engines.batch.limits import EngineLimits
     from adaptprune.engines.client import Client
     from adaptprune.serve.server import check_numbers

@@ -11,7 +11,7 @@ from adaptprune.eval.task import TASKS
 def listing() -> list[dict[str, Any]]:
     """One row per task: name, title, metric, and for each split its size and files."""
     rows = []
-    for name in TASKS.names():
+    for name in TASKS.usable():
         kind = TASKS.get(name)
         splits = kind.splits if issubclass(kind, Benchmark) else {}
         folder = f"{kind.folders[0]}/" if splits and kind.folders else ""

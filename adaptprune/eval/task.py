@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from PIL import Image
 
+from adaptprune.errors import AdaptPruneError
 from adaptprune.registry import Registry
 
 TASKS = Registry(
@@ -31,7 +32,14 @@ TASKS = Registry(
         "custom": "adaptprune.eval.tasks.custom:Custom",
     },
     group="adaptprune.tasks",
+    check=lambda name, kind: _check(kind),
 )
+
+
+def _check(kind: Any) -> None:
+    """Raise if what another package registers is no task."""
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise AdaptPruneError("it is no subclass of adaptprune.eval.task.Task")
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,18 @@ from adaptprune.families.base import Family, Layout, join
 from adaptprune.families.types import CHECKED, REFUSED, TYPES
 from adaptprune.registry import Registry
 
+
+def _check(name: str, kind: Any) -> None:
+    """Raise if what another package registers is no family."""
+    if not (isinstance(kind, type) and issubclass(kind, Family)):
+        raise AdaptPruneError("it is no subclass of adaptprune.families.Family")
+
+
 FAMILIES = Registry(
     "family",
     {name: f"adaptprune.families.{row.family}" for name, row in TYPES.items()},
     group="adaptprune.families",
+    check=_check,
 )
 
 __all__ = [

@@ -8,6 +8,19 @@ from adaptprune.errors import AdaptPruneError
 from adaptprune.pruner import Pruner
 from adaptprune.registry import Registry, parse_spec
 
+
+def _check(name: str, kind: Any) -> None:
+    """Raise if what another package registers under `name` is no selection rule."""
+    if not (isinstance(kind, type) and issubclass(kind, Pruner)):
+        raise AdaptPruneError("it is no subclass of adaptprune.Pruner")
+    if kind.name != name:
+        raise AdaptPruneError(f"its name is {kind.name!r}: write name = {name!r} in {kind.__name__}")
+    try:
+        _ = kind().smallest_layer
+    except TypeError as error:
+        raise AdaptPruneError(f"it cannot be made without options, each needs a default ({error})") from None
+
+
 METHODS = Registry(
     "method",
     {
@@ -18,12 +31,13 @@ METHODS = Registry(
         "pool": "adaptprune.methods.pool:Pool",
     },
     group="adaptprune.methods",
+    check=_check,
 )
 
 
 def list_methods() -> list[str]:
-    """The names that `make_pruner` and `adaptprune.prune` take."""
-    return METHODS.names()
+    """The names that `make_pruner` and `adaptprune.prune` take; of other packages, those that can be imported."""
+    return METHODS.usable()
 
 
 def make_pruner(method: str | Pruner, **options: Any) -> Pruner:

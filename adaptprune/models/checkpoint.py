@@ -9,6 +9,7 @@ import json
 import pickle
 import zipfile
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError, first_line
+from adaptprune.models.hub import reach
 
 #: Options of `from_pretrained` that say where files come from. The first two are about one repository only.
 HUB_OPTIONS = ("revision", "subfolder", "token", "cache_dir", "local_files_only", "force_download", "proxies")
@@ -34,7 +36,12 @@ class Checkpoint:
 
     def __init__(self, name: str, where: Mapping[str, Any]) -> None:
         self.name = name
-        self.where = dict(where)
+        self._where = where
+
+    @cached_property
+    def where(self) -> dict[str, Any]:
+        """The options, once the hub was asked whether it has the name; see `hub.reach` for what that raises."""
+        return reach(self.name, self._where)
 
     def other(self, name: str) -> Checkpoint:
         """Another checkpoint, reached in the same way (its revision and subfolder are its own)."""
@@ -63,11 +70,9 @@ class Checkpoint:
     def need(self, filename: str) -> dict[str, Any]:
         """The object in a JSON file without which it is no checkpoint."""
         value = self.json(filename)
-        if value is not None:
-            return value
-        if Path(self.name).is_dir():
+        if value is None:
             raise AdaptPruneError(f"it has no {filename}: give the folder that has one.")
-        raise AdaptPruneError("it is neither a folder here nor a model that could be fetched.")
+        return value
 
     def tensors(self, *stems: str) -> dict[str, Tensor] | None:
         """All tensors of the first file found, on the CPU and memory-mapped where the format allows.

@@ -17,9 +17,10 @@ from adaptprune.hooks.seams.catalogue import loads_as_image_text
 from adaptprune.hooks.seams.processors import tokenizer_of
 from adaptprune.models import lora, original
 from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
+from adaptprune.models.hub import is_from_network
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
-from adaptprune.prompts.original import conversation, make_processor, read_tokenizer
+from adaptprune.prompts.original import check_sentencepiece, conversation, make_processor, read_tokenizer
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"
@@ -125,19 +126,27 @@ def _read(
             base = checkpoint.other(model_base or adapter.get("base_model_name_or_path") or "")
             if not base.name:
                 raise AdaptPruneError("it is an adapter that names no base: give what it was trained on as model_base.")
-            if base.json(lora.CONFIG) is not None:
+            if _of_base(base, lora.CONFIG) is not None:
                 raise AdaptPruneError(f"its base {base.name!r} is not a complete model: give one as model_base.")
             model, processor = _read(base, None, vision_tower, placement, options)
             return lora.merge(model, checkpoint), processor
-        if config is None and Path(checkpoint.name).is_dir():
+        if config is None:
             raise AdaptPruneError(
                 "it is no checkpoint: neither config.json nor adapter_config.json is in it. Give the folder with one."
             )
         _refuse({"vision_tower": vision_tower} if vision_tower else {}, "a stock checkpoint")
         if model_base:
             raise AdaptPruneError("it is a complete model, neither adapter nor projector: leave model_base out.")
-        check_there(str((config or {}).get("model_type")))  # before transformers says that it has never heard of it
+        check_there(str(config.get("model_type")))  # before transformers says that it has never heard of it
         return _read_stock(checkpoint, placement, options)
+
+
+def _of_base(base: Checkpoint, filename: str) -> dict[str, Any] | None:
+    """A JSON file of what an adapter was trained on; what is wrong is said to be wrong with that."""
+    try:
+        return base.json(filename)
+    except AdaptPruneError as error:
+        raise AdaptPruneError(f"its base {base.name!r} cannot be used (--model-base names another): {error}") from None
 
 
 def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str, Any]) -> tuple[Any, Any]:
@@ -151,6 +160,7 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
             f"{config.model_type!r} is no vision-language model that transformers loads: `adaptprune families` lists "
             "those that can be pruned."
         )
+    processor = read_processor(source, config, where)  # before gigabytes are read: it may need a package
     model, found = AutoModelForImageTextToText.from_pretrained(
         source, config=config, output_loading_info=True, **placement.options(config), **where, **options
     )
@@ -159,7 +169,7 @@ def _read_stock(checkpoint: Checkpoint, placement: Placement, options: dict[str,
         raise AdaptPruneError(
             f"it lacks {len(missing)} weights ({missing[0]}, ...), which would be random. Use a complete checkpoint."
         )
-    return model, read_processor(source, config, where)
+    return model, processor
 
 
 def _read_original(
@@ -170,6 +180,7 @@ def _read_original(
     placement: Placement,
 ) -> tuple[Any, Any]:
     layout = original.Layout.of(config, vision_tower)
+    check_sentencepiece(checkpoint.other(model_base) if model_base else checkpoint)
     home, weights, is_lora = _gather(checkpoint, model_base)
     inside = {
         name.removeprefix(original.TOWER): weights.pop(name)
@@ -261,12 +272,21 @@ def _explained(source: str) -> Iterator[None]:
         raise AdaptPruneError(f"cannot use {source!r}: {why_refused('one of its .bin files', error)}") from None
     except (OSError, ValueError, TypeError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
         raise AdaptPruneError(_why_not(source, error)) from error
+    except Exception as error:
+        if not is_from_network(error):
+            raise
+        raise AdaptPruneError(_why_not(source, error)) from error
 
 
 def _why_not(source: str, error: Exception) -> str:
     from huggingface_hub.errors import HFValidationError
 
     reason = first_line(error)
+    if is_from_network(error):
+        return (
+            f"cannot load {source!r}: fetching it broke off ({reason}). Try again: what has arrived is kept, and the "
+            "rest follows."
+        )
     if isinstance(error, (OSError, HFValidationError)) and not Path(source).is_dir():
         return (
             f"cannot load {source!r}: it is neither a folder here nor a model that could be fetched ({reason}). "

@@ -104,7 +104,6 @@ def read_tokenizer(checkpoint: Checkpoint, layout: Layout, rows: int) -> Any:
     fast = checkpoint.file("tokenizer.json")
     if fast is None and checkpoint.file("tokenizer.model") is None:
         raise AdaptPruneError(f"{checkpoint.name!r} has neither tokenizer.json nor tokenizer.model: fetch it too.")
-    _check_sentencepiece(fast is None)
     if str(settings.get("tokenizer_class", "LlamaTokenizer")).startswith("Llama"):
         # Legacy: what follows a special token starts like a text of its own. So does the text after an image in the
         # original, which tokenizes the parts around its images one by one.
@@ -127,10 +126,13 @@ def read_tokenizer(checkpoint: Checkpoint, layout: Layout, rows: int) -> Any:
     return tokenizer
 
 
-def _check_sentencepiece(needed: bool) -> None:
+def check_sentencepiece(checkpoint: Checkpoint) -> None:
+    """Raise if the tokenizer cannot be read here for want of a package; called before gigabytes of weights are read."""
     from transformers.utils import is_protobuf_available, is_sentencepiece_available
 
-    if needed and not (is_sentencepiece_available() and is_protobuf_available()):
+    if is_sentencepiece_available() and is_protobuf_available():
+        return
+    if checkpoint.file("tokenizer.json") is None and checkpoint.file("tokenizer.model") is not None:
         raise AdaptPruneError("its tokenizer.model needs sentencepiece and protobuf: pip install 'adaptprune[llava]'.")
 
 

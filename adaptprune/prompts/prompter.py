@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from adaptprune.hooks.seams import processors
+from adaptprune.prompts.crops import note_crop
 from adaptprune.prompts.formats import MODEL, format_of
 from adaptprune.prompts.turns import PromptError, Turn, images_of
 
@@ -74,6 +75,7 @@ class Prompter:
         with self._borrowed() as processor:
             texts = [self._text(processor, turns) for turns in conversations]
             images = [self._pictures(turns) for turns in conversations]
+            note_crop(processor, [image for row in images for image in row])
             wanted: dict[str, Any] = {"return_tensors": "pt", **self._options, **options}
             if len(texts) > 1:
                 wanted["padding"] = True

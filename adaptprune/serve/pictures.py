@@ -22,10 +22,9 @@ from PIL import Image
 
 from adaptprune._version import __version__
 from adaptprune.errors import AdaptPruneError
-from adaptprune.images import decode_image
+from adaptprune.images import WEB_FORMATS, decode_image
 from adaptprune.serve.errors import ServeError
 
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_REDIRECTS = 3
 STEP = 2**20  # characters of base64, a multiple of 4
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -130,7 +129,7 @@ def decode(encoded: list[tuple[bytes, str]], limits: ImageLimits) -> list[Image.
     left, pictures = limits.max_pixels, []
     for data, param in encoded:
         try:
-            picture = decode_image(data, param, max_pixels=left, formats=FORMATS)
+            picture = decode_image(data, param, max_pixels=left, formats=WEB_FORMATS)
         except AdaptPruneError as error:
             raise bad_image(str(error), param) from None
         left -= picture.width * picture.height

@@ -10,8 +10,8 @@ from urllib.parse import quote
 from PIL import Image
 
 from adaptprune.errors import AdaptPruneError
-from adaptprune.images import decode_image
-from adaptprune.web.talk import FORMATS, IMAGES
+from adaptprune.images import WEB_FORMATS, decode_image
+from adaptprune.web.talk import IMAGES
 
 #: Longest side of a thumbnail and of an overlay, in pixels.
 THUMBNAIL, OVERLAY = 240, 1600
@@ -37,7 +37,7 @@ class Pictures:
         if file not in self._thumbnails:
             try:
                 data = Path(file).read_bytes()
-                image = decode_image(data, Path(file).name, max_pixels=IMAGES.max_pixels, formats=FORMATS)
+                image = decode_image(data, Path(file).name, max_pixels=IMAGES.max_pixels, formats=WEB_FORMATS)
             except (OSError, AdaptPruneError):
                 return ""  # the answer's own error says it
             self._thumbnails[file] = self.keep(image, THUMBNAIL, "picture.jpg")

@@ -14,10 +14,10 @@ from pathlib import Path
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
 from adaptprune.errors import AdaptPruneError
-from adaptprune.images import decode_image
+from adaptprune.images import WEB_FORMATS, decode_image
 from adaptprune.methods import list_methods
 from adaptprune.serve.asks import MAX_TEXT
-from adaptprune.serve.pictures import FORMATS, ImageLimits
+from adaptprune.serve.pictures import ImageLimits
 from adaptprune.web.exchange import MAX_ANSWER, SERVER_DEFAULT, UNPRUNED, Comparison, Controls, Conversation, Exchange
 from adaptprune.web.log import ConversationLog
 
@@ -251,7 +251,7 @@ def _url(path: str) -> tuple[str, int]:
         data = Path(path).read_bytes()
     except OSError as error:
         raise AdaptPruneError(f"the image {name!r} is no longer there ({error.strerror}): add it again.") from None
-    image = decode_image(data, name, max_pixels=IMAGES.max_pixels, formats=FORMATS)
+    image = decode_image(data, name, max_pixels=IMAGES.max_pixels, formats=WEB_FORMATS)
     return data_url(image), image.width * image.height
 
 

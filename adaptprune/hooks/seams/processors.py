@@ -159,3 +159,19 @@ def admitted(stand_in: Any) -> Any:
     if not isinstance(stand_in, getattr(home.transformers_module, name, ())):
         setattr(home.transformers_module, name, type(stand_in).__mro__[1])
     return stand_in
+
+
+def pictures_of(processor: Any) -> Any:
+    """The part of a processor that prepares pictures; an image processor is its own."""
+    return getattr(processor, "image_processor", None) or processor
+
+
+def resizes(processor: Any) -> bool:
+    """Whether pictures are scaled first, so that what else is done to them depends on their shape alone."""
+    return bool(getattr(pictures_of(processor), "do_resize", True))
+
+
+def pixels(processor: Any, picture: Any) -> list[Any]:
+    """The tensors that a processor makes of a picture's colours, as many as there are."""
+    made = pictures_of(processor)(images=[picture], return_tensors="pt")
+    return [value for name, value in made.items() if "pixel" in name and value.is_floating_point()]
