@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import platform
 from collections.abc import Callable, Iterable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from adaptprune._version import __version__
 from adaptprune.errors import first_line
 from adaptprune.hooks.seams import versions as releases
+from adaptprune.installed import version_of
 
 NEEDED = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "numba", "pillow", "typer", "rich")
 #: The packages of the extras, in the order of pyproject.toml, and what other options and engines use.
@@ -68,7 +68,7 @@ def examine(
             "adaptprune": __version__,
             "python": platform.python_version(),
             "platform": platform.platform(),
-            **{name: _version(name) or "not installed" for name in NEEDED},
+            **{name: version_of(name) or "not installed" for name in NEEDED},
         },
         "transformers": {
             "installed": releases.installed(),
@@ -77,7 +77,7 @@ def examine(
             "judgement": releases.judgement(),
         },
         "devices": [],
-        "optional": {name: _version(name) for name in OPTIONAL},
+        "optional": {name: version_of(name) for name in OPTIONAL},
         "checks": {"torch and transformers": imports},
         "models": None,
         "models_skipped": skipped,
@@ -98,18 +98,6 @@ def works(found: dict[str, Any]) -> bool:
     """Whether nothing of what `examine` found is amiss. A model that is not there, or an untested release, is not."""
     failed = [model for model in found["models"] or () if model["status"] == "failed"]
     return not failed and not any(found["checks"].values())
-
-
-def versions() -> dict[str, str]:
-    """What a result depends on, for the record."""
-    return {"adaptprune": __version__, **{name: _version(name) or "" for name in ("torch", "transformers", "numba")}}
-
-
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _devices() -> list[str]:

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 import adaptprune
 from adaptprune.models.original import Layout
-from adaptprune.prompts.original import CONVERSATIONS, chat_template, conversation
+from adaptprune.models.tokens import conversation
+from adaptprune.prompts.conversations import CONVERSATIONS, chat_template
 from tests.original_layout import original_logits, parts, write
 from tests.test_loading_original import logits, picture
 

@@ -39,7 +39,8 @@ INNER = {
 #: Files whose subject is the file format of a checkpoint or the building of a config, where names are its data.
 FORMATS = {
     "models/original.py": {"language_model", "image_token_index"},
-    "prompts/original.py": {"chat_template", "image_processor"},
+    "prompts/conversations.py": {"chat_template"},
+    "models/tokens.py": {"chat_template", "image_processor"},
     "models/processors.py": {"image_processor"},
     "bench.py": {"image_token_index", "max_position_embeddings"},
     "engines/batch/slots.py": {"get_seq_length", "get_mask_sizes"},  # a layer of a cache has to answer to these

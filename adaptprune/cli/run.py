@@ -98,7 +98,7 @@ def _save(picture: Any, path: Path) -> None:
 
 
 def _record(answer: Any, engine: Any, prompt: str, image: list[str]) -> dict[str, Any]:
-    from adaptprune.doctor import versions
+    from adaptprune.installed import versions
 
     return {
         "answer": answer.text,

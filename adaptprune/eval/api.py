@@ -16,7 +16,6 @@ from typing import Any
 
 from adaptprune.checks import whole
 from adaptprune.disk import Lock, write_text, write_whole
-from adaptprune.doctor import versions
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import DOWNSAMPLE, UNPRUNED, Column, columns
@@ -26,6 +25,7 @@ from adaptprune.eval.report import plot_problem
 from adaptprune.eval.runner import Runner
 from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Task
+from adaptprune.installed import versions
 from adaptprune.methods import list_methods
 from adaptprune.models import POCKET, load
 from adaptprune.prompts.formats import AUTO, pick

@@ -19,10 +19,9 @@ from adaptprune.engines.protocol import Answer
 from adaptprune.eval import speed
 from adaptprune.eval.columns import DOWNSAMPLE, Column
 from adaptprune.eval.task import Item
-from adaptprune.hooks.seams import processors
-from adaptprune.methods.pool import cells
 from adaptprune.prompts import Turn, question
-from adaptprune.pruner import Pruner, budget
+from adaptprune.prompts.smaller import smaller
+from adaptprune.pruner import Pruner
 
 MOST = 2**31
 
@@ -105,16 +104,9 @@ class Asker:
     def _question(self, place: tuple[int, int], turns: Sequence[Turn], column: Column, sampling: Sampling) -> Question:
         if column.method != DOWNSAMPLE:
             return self._prepared((place, ""), turns, sampling, column.pruner())
-        key = (place, column.name)
-        if not processors.crops(self.processor):  # pictures of any size: as many tokens as it has pixels
-            smaller = [_smaller(turn, column.keep_ratio) for turn in turns]
-            return self._prepared(key, smaller, sampling, None)
-        tower = self.model.config.vision_config
-        side = tower.image_size // tower.patch_size
-        height, width = (tower.patch_size * count for count in cells(side, side, budget(column.keep_ratio, side**2)))
-        pixels = {"height": height, "width": width}
-        made = self._prepared(key, turns, sampling, None, size=pixels, crop_size=pixels)
-        return replace(made, encoding={"interpolate_pos_encoding": True})
+        less = smaller(turns, column.keep_ratio, self.processor, self.model.config)
+        made = self._prepared((place, column.name), less.turns, sampling, None, **less.processing)
+        return replace(made, encoding=less.encoding)
 
     def _prepared(
         self, key: Hashable, turns: Sequence[Turn], sampling: Sampling, pruner: Pruner | None, **processing: Any
@@ -142,17 +134,3 @@ class Asker:
             sum(usage.completion_tokens for usage in done),
             sum(usage.kv_bytes for usage in done),
         )
-
-
-def _smaller(turn: Turn, keep_ratio: float) -> Turn:
-    """A turn with pictures of `keep_ratio` times the area."""
-    scale = math.sqrt(keep_ratio)
-    return Turn(
-        turn.role,
-        [
-            part
-            if isinstance(part, str)
-            else part.resize(tuple(max(1, round(scale * side)) for side in part.size), Image.Resampling.LANCZOS)  # type: ignore[arg-type]
-            for part in turn.parts
-        ],
-    )

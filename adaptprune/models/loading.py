@@ -20,7 +20,7 @@ from adaptprune.models.checkpoint import HUB_OPTIONS, Checkpoint, why_refused
 from adaptprune.models.hub import is_from_network
 from adaptprune.models.placement import Placement
 from adaptprune.models.processors import read_processor
-from adaptprune.prompts.original import check_sentencepiece, conversation, make_processor, read_tokenizer
+from adaptprune.models.tokens import check_sentencepiece, conversation, make_processor, read_tokenizer
 
 #: The name under which the small model that comes with the package is loaded.
 POCKET = "pocket"

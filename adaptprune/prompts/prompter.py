@@ -43,6 +43,11 @@ class Prompter:
         for _ in range(WORKERS):
             self._idle.put(copy.deepcopy(processor))
 
+    @property
+    def template(self) -> str:
+        """The Jinja template that conversations are written by."""
+        return self.format.template or processors.template(self._processor)
+
     def tokenizer(self) -> Any:
         """A tokenizer of its own for another thread."""
         return copy.deepcopy(processors.tokenizer_of(self._processor))

@@ -12,7 +12,6 @@ from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.protocol import Pruning
 from adaptprune.errors import AdaptPruneError
-from adaptprune.hooks.seams import processors
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn
 from adaptprune.pruner import Pruner
@@ -84,7 +83,7 @@ def check(ask: ChatRequest, limits: ImageLimits, engine: Engine) -> None:
         raise not_supported("tools")
     if ask.functions and ask.function_call != "none":
         raise not_supported("functions")
-    template = processors.template(engine.processor)
+    template = engine.prompter.template
     for name in ask.chat_template_kwargs or {}:
         if re.search(rf"\b{re.escape(name[:200])}\b", template):
             message = f"chat_template_kwargs: {name[:80]!r} would change the model's prompt, which is not supported."

@@ -1,7 +1,4 @@
-"""Tokenizer, picture settings and conversation template of the original LLaVA checkpoints, as a stock processor.
-
-The templates repeat llava/conversation.py of haotian-liu/LLaVA, images in front of the text of their turn.
-"""
+"""Tokenizer, picture settings and conversation of the original LLaVA checkpoints, as a stock processor."""
 
 from __future__ import annotations
 
@@ -11,60 +8,9 @@ from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.processors import picture_class
 from adaptprune.models.checkpoint import Checkpoint
 from adaptprune.models.original import Layout
+from adaptprune.prompts.conversations import chat_template
 
 IMAGE = "<image>"
-
-_CONTENT = (
-    "{%- macro show(content) -%}"
-    "{%- if content is string -%}{{ content }}"
-    "{%- else -%}"
-    "{%- for part in content if part.type == 'image' -%}{{ image + '\n' }}{%- endfor -%}"
-    "{%- for part in content if part.type == 'text' -%}{{ part.text }}{%- endfor -%}"
-    "{%- endif -%}"
-    "{%- endmacro -%}"
-    "{%- set system = messages[0].content if messages[0].role == 'system' else default_system -%}"
-    "{%- set system = system if system is string else system[0].text -%}"
-    "{%- set turns = messages[1:] if messages[0].role == 'system' else messages -%}"
-)
-_VICUNA = (
-    "{{ system + ' ' }}"
-    "{%- for turn in turns -%}"
-    "{%- if turn.role == 'user' -%}{{ 'USER: ' + show(turn.content) + ' ' }}"
-    "{%- else -%}{{ 'ASSISTANT: ' + show(turn.content) + '</s>' }}{%- endif -%}"
-    "{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ 'ASSISTANT:' }}{%- endif -%}"
-)
-_LLAMA_2 = (
-    "{%- for turn in turns -%}"
-    "{%- if turn.role == 'user' -%}"
-    "{{ ('' if loop.first else separator) + '[INST] ' }}"
-    "{%- if loop.first and system -%}{{ '<<SYS>>\n' + system + '\n<</SYS>>\n\n' }}{%- endif -%}"
-    "{{ show(turn.content) + ' [/INST]' }}"
-    "{%- else -%}{{ ' ' + show(turn.content) + ' </s>' }}{%- endif -%}"
-    "{%- endfor -%}"
-)
-_CHATML = (
-    "{{ '<|im_start|>system\n' + system + '<|im_end|>' }}"
-    "{%- for turn in turns -%}{{ '<|im_start|>' + turn.role + '\n' + show(turn.content) + '<|im_end|>' }}{%- endfor -%}"
-    "{%- if add_generation_prompt -%}{{ '<|im_start|>assistant\n' }}{%- endif -%}"
-)
-#: Conversation by name: system prompt, template, what stands between turns.
-CONVERSATIONS = {
-    "vicuna_v1": (
-        "A chat between a curious human and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the human's questions.",
-        _VICUNA,
-        "",
-    ),
-    "mistral_instruct": ("", _LLAMA_2, ""),
-    "llama_2": (
-        "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
-        "provides, and assist the user with a variety of tasks using natural language.",
-        _LLAMA_2,
-        "<s>",
-    ),
-    "chatml_direct": ("Answer the questions.", _CHATML, ""),
-}
 
 
 def conversation(layout: Layout, *names: str) -> str:
@@ -81,13 +27,6 @@ def conversation(layout: Layout, *names: str) -> str:
     if "34b" in called or "yi-" in called:
         return "chatml_direct"
     return "vicuna_v1"
-
-
-def chat_template(name: str, image: str) -> str:
-    """The Jinja template of a conversation, with `image` where an image stands."""
-    system, template, separator = CONVERSATIONS[name]
-    values = f"{{%- set image = {image!r} -%}}{{%- set default_system = {system!r} -%}}"
-    return f"{values}{{%- set separator = {separator!r} -%}}{_CONTENT}{template}"
 
 
 def read_tokenizer(checkpoint: Checkpoint, layout: Layout, rows: int) -> Any:
