@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -22,6 +23,7 @@ from adaptprune.eval.ahead import Failed, ahead
 from adaptprune.eval.answers import Answers, read, scored
 from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.outcome import summarise
+from adaptprune.eval.page import write_page
 from adaptprune.eval.report import by_column, by_group, markdown, table_csv
 from adaptprune.eval.submission import JsonLines, JsonList, JsonObject, Sheet
 from adaptprune.eval.summary import Summary
@@ -219,6 +221,56 @@ def test_reports_can_be_written_about_any_name(tmp_path, pocket):
     assert "<b>" not in (tmp_path / "examples.html").read_text().replace("<b class", "")
 
 
+class Stub:
+    """Answers everything with what was asked, but for what is to fail."""
+
+    processor = None
+
+    def answer(self, images, prompt, pruner=None, **_):
+        if prompt == "fails" and pruner is not None:
+            raise MemoryError
+        return SimpleNamespace(
+            text=f"<i>{prompt}", report=None, inputs={}, visual_tokens=None, visual_tokens_kept=None, overlay=None
+        )
+
+    def ask(self, turns, sampling=None, pruning=None):
+        return self.answer(turns[-1].images, turns[-1].text, pruning.method if pruning.method != "none" else None)
+
+
+def page(tmp_path, items, count):
+    task = Plain()
+    task.items = lambda: items
+    task.score = lambda item, answer: {"odd": lambda: 1 / 0}.get(item.prompt, lambda: 0.5)()
+    write_page(Stub(), task, [Column("fastv", 0.1)], tmp_path / "page.html", count)
+    return (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_questions_without_a_picture_and_those_that_fail_do_not_break_the_page(tmp_path):
+    def gone():
+        raise KeyError("bytes")
+
+    given = {"text only": list, "fails": picture, "odd": picture, "gone": gone, "two": lambda: picture() * 2,
+             "wide": lambda: [Image.new("RGB", (20_000, 210))]}  # fmt: skip
+    items = [Item(name, name, images, name, None, "<b>", frozenset({"<u>"})) for name, images in given.items()]
+    items.append(Item("bad", "bad", picture, "bad", None, "<b>", problem="line 3 is not JSON"))
+    shown = page(tmp_path, items, 20)
+    assert [shown.count(f". {name}</h2>") for name in (*given, "bad")] == [1, 0, 0, 0, 1, 1, 0]
+    assert "plain, 3 questions" in shown
+    assert "3 more could not be shown, the last because of this: " in shown
+    assert shown.count("no picture") == 2  # unpruned, and under the column
+    assert shown.count("fastv, no visual tokens") == 3 + 2  # captions, and the texts of two pictures
+    assert not any(tag in shown for tag in ("<i>", "<u>", "<b>"))
+
+
+@pytest.mark.parametrize(("good", "count"), [(0, 3), (1, 3), (9, 3), (9, 1)])
+def test_failing_questions_make_room_for_others_on_the_page(tmp_path, good, count):
+    names = ["fails"] * 3 + ["fine"] * good
+    items = [Item(str(n), str(n), picture, name, None, "k") for n, name in enumerate(names)]
+    shown = page(tmp_path, items, count)
+    assert shown.count("<section>") == min(good, count)
+    assert "because of this: MemoryError." in shown
+
+
 # -- too many questions -----------------------------------------------------------------------------------------------
 
 
@@ -371,7 +423,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(tmp_path, capsys, monk
 
 
 @pytest.mark.parametrize("name", ["answers", "speed", "summary.json", "table.md", "table.csv", "curves.png", "run.json",
-                                  "llava", "examples.html", "A.jsonl"])  # fmt: skip
+                                  "llava", "examples.html"])  # fmt: skip
 def test_every_file_that_cannot_be_written_is_named(tmp_path, pocket, name):
     """A folder in the place of a file, or a file in that of a folder: not even root can write there."""
     out = tmp_path / "run"
@@ -382,7 +434,7 @@ def test_every_file_that_cannot_be_written_is_named(tmp_path, pocket, name):
     else:
         (out / "run.json.part").mkdir(parents=True)
     with pytest.raises(WriteError, match=f"^cannot write '.*{name}.*': .*\\.$"):
-        run(Plain("a"), out, pocket, examples=1, answers_file=str(out / "A.jsonl"))
+        run(Plain("a"), out, pocket, examples=1)
 
 
 def test_the_second_process_on_a_folder_is_told_who_holds_it(capsys, monkeypatch, tmp_path):

@@ -76,6 +76,8 @@ def test_a_custom_set_in_llavas_fields(tabletop, pocket, tmp_path):
 def test_several_columns_need_several_answers_files(tabletop, pocket, tmp_path):
     with pytest.raises(AdaptPruneError, match="the answers of 2 columns do not fit one file 'A.jsonl': put {column}"):
         run(custom(tabletop), tmp_path / "x", pocket, ["fastv"], [0.1, 0.5], answers_file="A.jsonl")
+    with pytest.raises(AdaptPruneError, match="' is a folder: name a file in it for --answers-file"):
+        run(custom(tabletop), tmp_path / "x", pocket, answers_file=str(tmp_path))
     named = api._answers_files("A-{column}.jsonl", api.make_columns(["fastv"], [0.1, 0.5]))
     assert [str(path) for path in named.values()] == ["A-unpruned.jsonl", "A-fastv@0.1.jsonl", "A-fastv@0.5.jsonl"]
     assert [c.name for c in api._answers_files("A.jsonl", api.make_columns(["unpruned"], [0.1]))] == ["unpruned"]

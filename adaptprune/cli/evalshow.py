@@ -70,7 +70,7 @@ def result(task: Task, found: Result) -> None:
 
     summary = found.summary
     groups = list(summary.groups)[:MOST_GROUPS]
-    if task.name == "tabletop" and len(summary.rows) <= NARROW:
+    if task.name == "tabletop" and len(summary.rows) <= NARROW and summary.groups:
         groups = list(summary.groups)
         stdout.print(by_group(summary.to_dict()), highlight=False, soft_wrap=True)
     else:

@@ -245,6 +245,8 @@ def _answers_files(name: str | None, wanted: Sequence[Column]) -> dict[Column, P
     """Where the user wants the answers: of every column, or of the one that is pruned."""
     if name is None:
         return {}
+    if Path(name).is_dir():
+        raise AdaptPruneError(f"{name!r} is a folder: name a file in it for --answers-file.")
     if "{column}" in name:
         return {column: Path(name.replace("{column}", column.file)) for column in wanted}
     pruned = [column for column in wanted if column.method != UNPRUNED] or list(wanted)

@@ -22,6 +22,7 @@ from adaptprune.prompts import question
 from adaptprune.viz import side_by_side
 
 PICK_FROM = 500  # questions
+SPARE = 20  # questions, in the place of those that fail
 MOST_PIXELS = 4096  # of a side
 STYLE = """
 :root { color-scheme: light dark; }
@@ -59,7 +60,7 @@ def write_page(engine: Engine, task: Task, columns: Sequence[Column], path: Path
     found = [item for item in itertools.islice(task.items(), PICK_FROM) if not item.problem]
     sections: list[str] = []
     failed, why = 0, ""
-    for item in spread_out(found, 2 * count):
+    for item in spread_out(found, count + SPARE):
         if len(sections) == count:
             break
         try:
