@@ -80,7 +80,7 @@ def write_page(engine: Engine, task: Task, columns: Sequence[Column], path: Path
 
 def _section(engine: Engine, task: Task, columns: Sequence[Column], item: Item, number: int) -> str:
     """One question: its picture, if it has one, and every column's answer to it."""
-    images = item.images()
+    images = item.open()
     turns, sampling = question(item.prompt, images), Sampling(32, temperature=0.0)
     plain = engine.ask(turns, sampling, Pruning(NONE))
     shown = side_by_side(images) if images else None

@@ -83,9 +83,7 @@ class Runner:
 
         start = 0
         groups = batches(task.items(), self.batch_size)
-        for batch, made in ahead(
-            groups, lambda item: item.picture, lambda item: item.images(), open_somewhere, self.workers
-        ):
+        for batch, made in ahead(groups, lambda item: item.picture, Item.open, open_somewhere, self.workers):
             ids = [item.id for item in batch]
             open_columns = [column for column in wanted if not files[column].check(ids)]
             self.progress(len(batch) * (len(wanted) - len(open_columns)))

@@ -83,6 +83,13 @@ class Item:
     extra: Mapping[str, Any] = field(default_factory=dict)
     problem: str = ""
 
+    def open(self) -> list[Image.Image]:
+        """The pictures; a `TypeError` if `images` gives anything else."""
+        found = self.images()
+        if not isinstance(found, list) or not all(isinstance(one, Image.Image) for one in found):
+            raise TypeError(f"its pictures are a {type(found).__name__}, not a list of PIL images")
+        return found
+
 
 class Tally(Protocol):
     """Adds up one column's answers to the benchmark's official numbers."""
