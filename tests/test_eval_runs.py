@@ -346,3 +346,16 @@ def test_mistakes_are_one_line(capsys, monkeypatch, tmp_path, arguments, text):
     code, out, err = call(capsys, monkeypatch, "eval", *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert text in err
+
+
+def test_a_pictures_encoding_is_counted_once_whoever_shares_it(pocket, tmp_path):
+    put(tmp_path / "1.jpg", jpeg(1))
+    rows = [{"question_id": number, "image": "1.jpg", "text": f"Is it {number} ?"} for number in range(4)]
+    task = api.make_tasks(["custom"], question_file=lines(tmp_path / "q.jsonl", rows), image_folder=tmp_path)[0]
+    run(task, tmp_path / "run", pocket, ["fastv"], [0.1, 0.5])
+    files = sorted((tmp_path / "run/speed").iterdir())
+    found = [json.loads(file.read_text()) for file in files]
+    assert len(found) == 3
+    assert len({one["encode_ms"] for one in found}) == 1
+    assert all(0 < one["first_token_ms"] <= one["total_ms"] for one in found)
+    assert all(one["encode_ms"] > 0 for one in found)

@@ -96,10 +96,9 @@ class Asker:
         sampling = Sampling(max_new_tokens, temperature=0.0)
         asked = [self._question((start, place), turns, column, sampling) for place, turns in enumerate(conversations)]
         found, milliseconds = ask_all(self.engine, asked)
-        usages = {name: one[1] for name, one in zip(names, found, strict=True) if not isinstance(one, EngineError)}
-        done = [one[1] for one in found if not isinstance(one, EngineError)]
+        done = [(name, one[1]) for name, one in zip(names, found, strict=True) if not isinstance(one, EngineError)]
         answers = [one if isinstance(one, EngineError) else one[0] for one in found]
-        return answers, self._times(usages, done, milliseconds, column, start) if done else None
+        return answers, self._times(done, milliseconds, column, start) if done else None
 
     def _question(self, place: tuple[int, int], turns: Sequence[Turn], column: Column, sampling: Sampling) -> Question:
         if column.method != DOWNSAMPLE:
@@ -118,17 +117,18 @@ class Asker:
         return Question(turns, sampling, pruner, make)
 
     def _times(
-        self, usages: Mapping[str, Usage], done: Sequence[Usage], milliseconds: float, column: Column, start: int
+        self, asked: Sequence[tuple[str, Usage]], milliseconds: float, column: Column, start: int
     ) -> speed.Batch:
-        """Of a batch; what the tower took is told for every column, whichever it ran for."""
+        """Of a batch, by its pictures; what the tower took is told for every column, whichever it ran for."""
         size = column.name if column.method == DOWNSAMPLE else ""
-        for name, usage in usages.items():
+        for name, usage in asked:
             self._encode_ms[name, size] = max(self._encode_ms.get((name, size), 0.0), usage.encode_ms)
+        done = [usage for _, usage in asked]
         encoding = sum(usage.encode_ms for usage in done)
         return speed.Batch(
             start,
             len(done),
-            sum(self._encode_ms[name, size] for name in usages),
+            sum(self._encode_ms[name, size] for name in {name for name, _ in asked}),
             sum(usage.prefill_ms for usage in done) - encoding,
             milliseconds - encoding,
             sum(usage.completion_tokens for usage in done),

@@ -70,7 +70,7 @@ class Encoded:
         Yields
         ------
         callable
-            The milliseconds that encoding took, when it was done.
+            The milliseconds that encoding took for this prompt; 0 where only what was kept is used.
         """
         key = (read, *map(id, pictures), *sorted((name, repr(value)) for name, value in options.items()))
         entry = self._entries.pop(key, None) or _Entry(pictures)
@@ -78,8 +78,9 @@ class Encoded:
         while len(self._entries) > self._limit:
             self._entries.popitem(last=False)
         self._entry, self._calls, self._options = entry, 0, options
+        before = entry.milliseconds
         try:
-            yield lambda: entry.milliseconds
+            yield lambda: entry.milliseconds - before
         except BaseException:
             self._entries.pop(key, None)  # some calls may be missing
             raise
