@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from adaptprune import AdaptPruneError
+from adaptprune.disk import Lock
 from adaptprune.eval import api, lmms
 from adaptprune.eval.columns import Column
 from tests.benchmarks import cell, parquet, put
@@ -97,6 +99,16 @@ def test_lmms_eval_is_told_of_our_model(interface):
 @pytest.mark.skipif(REAL, reason="lmms-eval is installed")
 def test_without_lmms_eval_the_error_says_what_to_install(tiny, tmp_path):
     with pytest.raises(AdaptPruneError, match="pip install 'adaptprune\\[lmms\\]'"):
+        lmms.evaluate(["pope"], [Column("unpruned")], tiny, tmp_path)
+
+
+def test_two_runs_do_not_share_a_folder(interface, tiny, tmp_path, monkeypatch):
+    manager = SimpleNamespace(all_tasks=["pope"])
+    monkeypatch.setitem(sys.modules, "lmms_eval.tasks", SimpleNamespace(TaskManager=lambda *_, **__: manager))
+    with (
+        Lock(tmp_path / ".lock", "x"),
+        pytest.raises(AdaptPruneError, match=f"'{tmp_path}' is in use by process {os.getpid()} on "),
+    ):
         lmms.evaluate(["pope"], [Column("unpruned")], tiny, tmp_path)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from adaptprune.disk import write_text
+from adaptprune.disk import Lock, write_text
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.api import Model, check_folder, write_record
 from adaptprune.eval.columns import Column
@@ -60,17 +60,18 @@ def evaluate(
     settings = {"tasks": list(tasks), "limit": limit}
     record = {"task": "lmms-eval", "settings": settings, "batch_size": batch_size, "protocol": protocol}
     record |= model.record()
-    check_folder(folder, record)
-    write_record(folder, record, model.loaded[0], protocol)
-    results: dict[Column, dict[str, Any]] = {}
-    for column in wanted:
-        path = folder / "lmms" / f"{column.file}.json"
-        if not path.exists():
-            found = _column(tasks, column, model, manager, batch_size=batch_size, limit=limit, protocol=protocol)
-            write_text(path, json.dumps(found, indent=1, default=str) + "\n")
-        results[column] = json.loads(path.read_text())
-    rows = [row for column, found in results.items() for row in _rows(column, found, results[wanted[0]])]
-    write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
+    with Lock(folder / ".lock", repr(str(folder))):
+        check_folder(folder, record)
+        write_record(folder, record, model.loaded[0], protocol)
+        results: dict[Column, dict[str, Any]] = {}
+        for column in wanted:
+            path = folder / "lmms" / f"{column.file}.json"
+            if not path.exists():
+                found = _column(tasks, column, model, manager, batch_size=batch_size, limit=limit, protocol=protocol)
+                write_text(path, json.dumps(found, indent=1, default=str) + "\n")
+            results[column] = json.loads(path.read_text())
+        rows = [row for column, found in results.items() for row in _rows(column, found, results[wanted[0]])]
+        write_text(folder / "summary.json", json.dumps(rows, indent=1) + "\n")
     return rows
 
 
