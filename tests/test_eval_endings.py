@@ -16,6 +16,7 @@ from adaptprune.disk import Lock, WriteError
 from adaptprune.eval import api
 from adaptprune.eval.outcome import summarise
 from adaptprune.eval.report import by_column, by_group, markdown, table_csv
+from adaptprune.eval.summary import Summary
 from tests.benchmarks import MAKERS, jpeg, lines, put
 from tests.evaluating import WANTED, Counting, Plain, answered, run
 from tests.test_eval_runs import call
@@ -73,6 +74,15 @@ def test_more_errors_than_allowed_leave_no_numbers(tmp_path, bad, failed):
     assert stored["separations"] == []
 
 
+@pytest.mark.parametrize("percent", range(1, 100))
+def test_as_many_errors_as_allowed_are_not_too_many(percent):
+    found = [{"score": None, "answer": "", "kept": 0, **({"error": "x"} if n < percent else {})} for n in range(100)]
+    for share, failed in ((percent / 100, False), (percent / 100 - 0.001, True)):
+        items = Plain(*map(str, range(100))).items()
+        summary = Summary(items, {"unpruned": found}, WANTED[:1], max_errors=share)
+        assert bool(summary.failed) is failed
+
+
 def question_set(root, good, bad):
     put(root / "images/1.jpg", jpeg(1))
     rows = [{"question_id": n, "image": "1.jpg" if n >= bad else "no.jpg", "text": "Is it red?", "answer": "no"}
@@ -105,7 +115,7 @@ def test_the_command_line_ends_with_1_and_says_so_last(capsys, monkeypatch, tmp_
     for wrong in ("1.5", "-0.1", "nan"):
         code, out, err = call(capsys, monkeypatch, *arguments(tmp_path, tmp_path / "run", "--max-errors", wrong))
         assert (code, out, err.count("\n")) == (2, "", 1)
-        assert f"max_errors={wrong} is not allowed: it is a share, from 0 to 1." in err
+        assert f"max_errors={wrong} is not allowed: it is a share, from 0 to 1 (0.05 is 5 %)." in err
 
 
 def test_not_one_question_asked_is_a_failure_whatever_is_allowed(capsys, monkeypatch, tmp_path):

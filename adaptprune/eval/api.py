@@ -182,7 +182,7 @@ def prepare(
     whole("examples", examples, 0, 2**16)
     whole("workers", workers, 1, 256)
     if not 0 <= max_errors <= 1:
-        raise AdaptPruneError(f"max_errors={max_errors} is not allowed: it is a share, from 0 to 1.")
+        raise AdaptPruneError(f"max_errors={max_errors} is not allowed: it is a share, from 0 to 1 (0.05 is 5 %).")
     task.check_extras()
     record = model.record() | {
         "task": task.name, "settings": task.settings(), "batch_size": batch_size, "max_new_tokens": longest,

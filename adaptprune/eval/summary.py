@@ -273,7 +273,7 @@ def _too_many(failed: int, answered: int, share: float) -> str:
     total = failed + answered
     if not answered:
         return f"not one of {total} questions was answered: there is nothing to score"
-    if failed <= share * total:
+    if failed / total <= share:
         return ""
     return (
         f"{failed} of {total} questions failed, more than --max-errors {share:g} allows: there are no scores. "
