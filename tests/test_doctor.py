@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.cli import main
-from adaptprune.doctor import OPTIONAL, examine, works
+from adaptprune.doctor import examine, works
 from adaptprune.families import FAMILIES, TYPES, family_of, missing, since
 from adaptprune.families.llava import Llava
 from adaptprune.hooks.seams import SEAMS, versions
@@ -30,13 +29,6 @@ from adaptprune.methods.adaptprune import AdaptPrune
 from adaptprune.testing import selfcheck, zoo
 
 ROOT = Path(__file__).parent.parent
-
-
-def metadata() -> dict:
-    toml = importlib.import_module("tomllib" if sys.version_info >= (3, 11) else "tomli")
-    return toml.loads((ROOT / "pyproject.toml").read_text())
-
-
 FEW = ("llava", "qwen3_vl", "paligemma")
 
 
@@ -330,19 +322,6 @@ def test_what_a_subclass_elsewhere_inherits_does_not_refuse_it(monkeypatch):
     monkeypatch.setattr(FAMILIES, "_targets", {"mine": type("Mine", (Llava,), {})})
     assert missing("mine") is None
     assert since("mine") is None
-
-
-def test_every_package_of_an_extra_is_looked_for():
-    from packaging.requirements import Requirement
-
-    tests = ("test", "dev")
-    wanted = {
-        Requirement(line).name
-        for extra, lines in metadata()["project"]["optional-dependencies"].items()
-        if extra not in tests
-        for line in lines
-    }
-    assert wanted - {"adaptprune"} <= set(OPTIONAL)
 
 
 @pytest.mark.usefixtures("few")

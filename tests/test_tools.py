@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from packaging.requirements import Requirement
 
+from adaptprune.doctor import OPTIONAL
 from tools import compat, lock, newest, outcomes, versions
 
 ROOT = Path(__file__).parents[1]
@@ -271,3 +272,14 @@ def test_the_readme_has_the_results():
     assert "| 1 | a | 7 of 9, 2 skipped |" in compat.table(
         [{"version": "1", "why": "a", "passed": 7, "failed": 2, "skipped": 2}]
     )
+
+
+def test_every_package_of_an_extra_is_looked_for():
+    tests = ("test", "dev")
+    wanted = {
+        Requirement(line).name
+        for extra, lines in pyproject()["project"]["optional-dependencies"].items()
+        if extra not in tests
+        for line in lines
+    }
+    assert wanted - {"adaptprune"} <= set(OPTIONAL)
