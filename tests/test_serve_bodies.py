@@ -166,7 +166,9 @@ def test_what_is_refused_is_named():
 
 def test_what_people_send_is_within_the_bounds():
     parts = [{"type": "text", "text": 'a "quoted" word, {"and": ["json"]} \\'}] * 9
-    assert len(parse(json.dumps(request(messages=[{"role": "user", "content": parts}] * 1000)).encode()).messages) == 1000
+    assert (
+        len(parse(json.dumps(request(messages=[{"role": "user", "content": parts}] * 1000)).encode()).messages) == 1000
+    )
     image = "data:image/png;base64," + "A" * 28_000_000
     assert parse(json.dumps(part(image_url={"url": image})).encode())
     source = json.dumps({"a": ['"'] * 30_000})  # JSON as text
@@ -261,7 +263,10 @@ def test_health_is_answered_meanwhile_and_memory_goes_back(server, name):
     worst = []
     for _ in range(3):
         watch = subprocess.Popen(
-            [sys.executable, "-c", WATCH, f"{server.url}/health"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", WATCH, f"{server.url}/health"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         assert watch.stdout.readline() == "ready\n"
         before = _memory()
@@ -311,4 +316,3 @@ def test_memory_that_was_freed_in_pieces_goes_back():
     give_back()
     assert _memory() < before + 50e6
     del last
-

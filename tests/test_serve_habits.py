@@ -95,7 +95,10 @@ def test_an_earlier_answer_as_clients_keep_it(pocket, name):
 
 @pytest.mark.parametrize("content", [None, "", []])
 def test_an_earlier_answer_without_content(pocket, content):
-    assert ask(pocket, earlier(content=content)).usage.prompt_tokens == ask(pocket, earlier(content="")).usage.prompt_tokens
+    assert (
+        ask(pocket, earlier(content=content)).usage.prompt_tokens
+        == ask(pocket, earlier(content="")).usage.prompt_tokens
+    )
 
 
 OPTIONS = {
@@ -228,7 +231,10 @@ def test_an_assistants_message_is_continued(checkpoint):
         begun = [*question, {"role": "assistant", "content": " ".join(whole[:5])}]
         rest = answer(begun, max_tokens=7)
         assert rest.choices[0].message.content.split() == whole[5:]
-        for extra in ({"continue_final_message": True}, {"continue_final_message": True, "add_generation_prompt": False}):
+        for extra in (
+            {"continue_final_message": True},
+            {"continue_final_message": True, "add_generation_prompt": False},
+        ):
             again = answer(begun, max_tokens=7, extra_body=extra)
             assert again.choices[0].message.content == rest.choices[0].message.content
         for nothing in (None, "", []):

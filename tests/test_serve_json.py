@@ -41,7 +41,9 @@ SCHEMAS = {
     "a pattern": {"type": "string", "pattern": "^[A-Z]{3}-[0-9]{4}$"},
     "a date": {"type": "string", "format": "date"},
     "nested": {"type": "array", "items": PERSON, "minItems": 2, "maxItems": 2},
-    "alternatives": {"anyOf": [{"const": 1}, {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}]},
+    "alternatives": {
+        "anyOf": [{"const": 1}, {"type": "object", "properties": {"a": {"type": "null"}}, "required": ["a"]}]
+    },
     "a reference": {"$ref": "#/$defs/person", "$defs": {"person": PERSON}},
 }
 
@@ -151,7 +153,9 @@ BAD = {
 def test_schemas_that_cannot_be_used(server, message):
     start = time.monotonic()
     with pytest.raises(openai.BadRequestError) as error:
-        server.client().chat.completions.create(model="writer", messages=user("a"), response_format=wanted(BAD[message]))
+        server.client().chat.completions.create(
+            model="writer", messages=user("a"), response_format=wanted(BAD[message])
+        )
     assert time.monotonic() - start < 5
     assert error.value.body["code"] == "bad_schema"
     assert error.value.body["param"] == "response_format"

@@ -127,7 +127,7 @@ def test_what_a_stop_string_cuts_off_is_not_listed(checkpoint):
     with live(tiny(checkpoint)) as server:
 
         def ask(**options: object):
-            options = {"model": "tiny", "messages": user("what is this"), "max_tokens": 12, "logprobs": True, **options}
+            options = {"model": "tiny", "messages": user("what is this"), "max_tokens": 8, "logprobs": True, **options}
             return server.client().chat.completions.create(**options)
 
         free = ask().choices[0]
