@@ -49,7 +49,9 @@ def command(
     register: str = typer.Option(None, help="Gateway to register with (adaptprune gateway); left at shutdown."),
     advertise: str = typer.Option(None, help="Address under which the gateway reaches this server."),
     gateway_key: str = typer.Option(None, envvar="ADAPTPRUNE_GATEWAY_KEY", help="The gateway's own API key."),
-    threads: int = typer.Option(None, help="CPU threads of each model. Default: one per core; they sleep while they wait (OMP_WAIT_POLICY)."),
+    threads: int = typer.Option(
+        None, help="CPU threads of each model. Default: one per core, asleep while they wait (OMP_WAIT_POLICY)."
+    ),
     log_level: str = typer.Option("info", help="critical, error, warning, info or debug."),
 ) -> None:
     """Serve models over the OpenAI chat API."""
