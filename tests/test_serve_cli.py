@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 
 import pytest
@@ -33,6 +35,7 @@ MISTAKES = {
         "http://a",
     ],
     "cannot load '/nowhere'": ["serve", "--model", "a=/nowhere"],
+    "--hang-after 0.0 is not allowed": ["serve", "--hang-after", "0"],
     "--log-level 'loud' is not allowed": ["serve", "--log-level", "loud"],
     "--allow-image-hosts 'http://a.b' is not allowed": ["serve", "--allow-image-hosts", "http://a.b"],
     "--upstream 'x' is not allowed": ["gateway", "--upstream", "x"],
@@ -77,3 +80,26 @@ def test_the_access_log_leaves_out_what_machines_ask():
     assert not shown("/health", 200)
     assert shown("/health", 503)
     assert shown("/v1/models", 200)
+
+
+def test_threads_wait_asleep_unless_the_user_says_otherwise():
+    """OpenMP reads the policy as it is loaded, so nothing on the way to it may import torch."""
+    code = (
+        "import os, sys; from adaptprune.cli import serve; assert 'torch' not in sys.modules; serve.wait_passively(); "
+        "import torch; print(os.environ['OMP_WAIT_POLICY'])"
+    )
+    for given, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        environment |= {} if given is None else {"OMP_WAIT_POLICY": given}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+        )
+        assert found.stdout.strip() == expected, found.stderr
+
+
+def test_serving_sets_it_before_anything_is_loaded(monkeypatch, capsys):
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    monkeypatch.setattr(sys, "argv", ["adaptprune", "serve", "--model", "a=/nowhere"])
+    with pytest.raises(SystemExit):
+        main()
+    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"

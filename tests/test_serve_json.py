@@ -6,6 +6,7 @@ import json
 import sys
 import time
 
+import httpx
 import jsonschema_rs
 import openai
 import pytest
@@ -75,7 +76,8 @@ def test_answers_fit_their_schema(server, name, temperature):
 def test_any_object(server):
     for seed in range(8):
         (choice,) = server.client().chat.completions.create(
-            model="writer", messages=user("a"), response_format={"type": "json_object"}, temperature=1, seed=seed, max_tokens=300
+            model="writer", messages=user("a"), response_format={"type": "json_object"}, temperature=1, seed=seed,
+            max_tokens=300,
         ).choices  # fmt: skip
         if choice.finish_reason == "stop":
             assert isinstance(json.loads(choice.message.content), dict)
@@ -88,7 +90,8 @@ def test_streams_and_other_parameters(server):
     schema = {"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 9}, "minItems": 20, "maxItems": 20}
     options = {"top_p": 0.9, "extra_body": {"top_k": 1, "repetition_penalty": 1.3, "ignore_eos": True}}
     chunks = server.client().chat.completions.create(
-        model="writer", messages=user("a"), response_format=wanted(schema), temperature=1, stream=True, logprobs=True, **options
+        model="writer", messages=user("a"), response_format=wanted(schema), temperature=1, stream=True,
+        logprobs=True, **options,
     )  # fmt: skip
     text, tokens, finish = "", [], None
     for chunk in chunks:
@@ -189,13 +192,11 @@ HARD = {
 @pytest.mark.parametrize("name", list(HARD))
 def test_hard_schemas_hold_nobody_up(server, name):
     """Answered or refused, in seconds; each step is bounded, too."""
+    body = {"model": "writer", "messages": user("a"), "response_format": wanted(HARD[name]), "max_tokens": 20}
     start = time.monotonic()
-    try:
-        server.client().chat.completions.create(
-            model="writer", messages=user("a"), response_format=wanted(HARD[name]), max_tokens=20, temperature=1
-        )
-    except openai.BadRequestError as error:
-        assert error.body["code"] == "bad_schema"
+    answer = httpx.post(f"{server.url}/v1/chat/completions", json={**body, "temperature": 1}, timeout=60)
+    if answer.status_code != 200:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "bad_schema")
     assert time.monotonic() - start < 8
     assert server.client().chat.completions.create(model="writer", messages=user("a"), max_tokens=2).choices
 

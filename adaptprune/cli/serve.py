@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
 from contextlib import suppress
 from typing import Any
 
@@ -48,11 +49,14 @@ def command(
     register: str = typer.Option(None, help="Gateway to register with (adaptprune gateway); left at shutdown."),
     advertise: str = typer.Option(None, help="Address under which the gateway reaches this server."),
     gateway_key: str = typer.Option(None, envvar="ADAPTPRUNE_GATEWAY_KEY", help="The gateway's own API key."),
-    threads: int = typer.Option(None, help="CPU threads of each model. Default: what torch takes."),
+    threads: int = typer.Option(
+        None, help="CPU threads of each model. Default: one per core, asleep while they wait (OMP_WAIT_POLICY)."
+    ),
     log_level: str = typer.Option("info", help="critical, error, warning, info or debug."),
 ) -> None:
     """Serve models over the OpenAI chat API."""
     needs_extra("serve", "fastapi", "uvicorn", "httpx", "prometheus_client")
+    wait_passively()
     from adaptprune.engines.batch.limits import EngineLimits
     from adaptprune.serve.guard import GuardLimits, Keys
     from adaptprune.serve.pictures import ImageLimits, check_hosts
@@ -102,6 +106,15 @@ def needs_extra(extra: str, *modules: str) -> None:
         raise AdaptPruneError(
             f"this command needs {', '.join(missing)}, which is not installed: pip install 'adaptprune[{extra}]'."
         )
+
+
+def wait_passively() -> None:
+    """Let CPU threads that wait for each other sleep, before torch is imported.
+
+    By default they spin, and where another program keeps a core busy they spin away the very time that the last one
+    of them needs to get done: a server then writes a fraction of what one thread alone would.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def named_models(models: list[str]) -> dict[str, str]:

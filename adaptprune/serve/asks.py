@@ -86,8 +86,8 @@ def check(ask: ChatRequest, limits: ImageLimits, engine: Engine) -> None:
     template = engine.prompter.template
     for name in ask.chat_template_kwargs or {}:
         if re.search(rf"\b{re.escape(name[:200])}\b", template):
-            message = f"chat_template_kwargs: {name[:80]!r} would change the model's prompt, which is not supported."
-            raise bad_request(message, "chat_template_kwargs", "unsupported_parameter")
+            problem = f"chat_template_kwargs: {name[:80]!r} would change the model's prompt, which is not supported."
+            raise bad_request(problem, "chat_template_kwargs", "unsupported_parameter")
     count = len(image_urls(ask))
     if count > limits.max_images:
         raise bad_request(f"the request has {count} images, more than the {limits.max_images} allowed.", "messages")
@@ -142,4 +142,4 @@ def turns(ask: ChatRequest, images: Sequence[Image.Image]) -> list[Turn]:
 def _parts(message: Message) -> Sequence[TextPart | ImagePart]:
     if isinstance(message.content, list):
         return message.content
-    return [TextPart(type="text", text=message.content or "")]
+    return [TextPart.model_construct(type="text", text=message.content or "")]

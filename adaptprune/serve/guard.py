@@ -133,7 +133,7 @@ class Guard:
             self._untidy = False
             loop = asyncio.get_running_loop()
             # a moment later: the last references to the body end with this task
-            loop.call_later(0.05, loop.run_in_executor, None, give_back)
+            loop.call_later(0.05, lambda: loop.run_in_executor(None, give_back))
 
     def _admit(self, scope: Any) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

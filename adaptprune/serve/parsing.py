@@ -124,7 +124,7 @@ def _explain(error: ValidationError) -> ServeError:
     if kind == "json_invalid":
         message = cut(problem["msg"].removeprefix("Invalid JSON: "))
         return bad_request(f"the body is not valid JSON: {message}.", None, "invalid_json")
-    if kind == "unknown_key":
+    if kind == "extra_key":
         return _unknown(param, **problem["ctx"])
     if not place:
         return bad_request("the body is not a JSON object.", None, "invalid_type")

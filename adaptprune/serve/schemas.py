@@ -39,7 +39,7 @@ class _Part(BaseModel):
         known = set(cls._keys())
         unknown = next((key for key in data if key not in known), None)
         if unknown is not None:
-            raise PydanticCustomError("unknown_key", "unknown", {"key": unknown, "allowed": cls.supported()})
+            raise PydanticCustomError("extra_key", "unknown", {"key": unknown, "allowed": cls.supported()})
         return {key: value for key, value in data.items() if value is not None}
 
     @classmethod
@@ -203,7 +203,7 @@ class Pruning(BaseModel):
         long = next((key for key in data if len(key) > MAX_KEY), None)
         if long is not None:
             allowed = [*cls.model_fields, "the method's options"]
-            raise PydanticCustomError("unknown_key", "unknown", {"key": long, "allowed": allowed})
+            raise PydanticCustomError("extra_key", "unknown", {"key": long, "allowed": allowed})
         return {key: value for key, value in data.items() if value is not None}
 
 

@@ -22,7 +22,7 @@ MAX_SCHEMA = 100_000
 MAX_MULTIPLE = 10_000
 PARAM = "response_format"
 #: What a compiler and a step may cost at most: well under a second and some milliseconds.
-LIMITS = {"max_grammar_size": 200_000, "max_lexer_states": 50_000, "precompute_large_lexemes": False}
+LIMITS: dict[str, Any] = {"max_grammar_size": 200_000, "max_lexer_states": 50_000, "precompute_large_lexemes": False}
 
 
 class Grammars:
