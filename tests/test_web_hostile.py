@@ -116,7 +116,9 @@ LIVE = """() => {
     return [...elements, ...acting, ...loading];
 }"""
 #: Controls at whose middle another element is.
-COVERED = """() => [...document.querySelectorAll('button:not([tabindex="-1"]), textarea, input[role=combobox]')].filter(one => {
+COVERED = """() => [...document.querySelectorAll(
+    'button:not([tabindex="-1"]), textarea, input[role=combobox]'
+)].filter(one => {
     one.scrollIntoView({block: 'center'});
     const box = one.getBoundingClientRect();
     if (!box.width || !one.checkVisibility({visibilityProperty: true})) return false;
