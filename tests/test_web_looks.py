@@ -137,7 +137,9 @@ def shot(tab: Page, path: str) -> None:
     tab.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
     tab.wait_for_timeout(1000)  # pictures fade in
     picture = Image.open(io.BytesIO(tab.screenshot(full_page="compare" in path))).convert("RGB")
-    picture.quantize(192, method=Image.Quantize.MEDIANCUT).save(path, optimize=True)
+    picture.thumbnail((1000, 1400), Image.Resampling.LANCZOS)
+    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
