@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from adaptprune.cli import main
+from adaptprune.models.loading import TOY, pocket_path
 
 LIGHT = "import sys; from adaptprune.cli.app import add_commands; add_commands(); sys.exit('torch' in sys.modules)"
 
@@ -52,6 +54,20 @@ def test_run_as_json(call, checkpoint, picture):
     assert set(record["versions"]) == {"adaptprune", "torch", "transformers", "numba"}
     again = json.loads(call(*arguments)[1])
     assert again["answer"] == record["answer"]
+
+
+def test_the_toy_says_that_it_is_one_once_and_on_stderr(call, monkeypatch):
+    """`run` and `chat`, also with JSON on stdout; named, by its folder or by default; no other model says so."""
+    common = ["-i", "example:cloth", "--json", "--max-new-tokens", "4"]
+    for model in ([], ["--model", "pocket"], ["--model", str(pocket_path())]):
+        code, out, err = call("run", *model, "-p", "What colour is the triangle?", *common)
+        assert code == 0
+        assert json.loads(out)["answer"] == "orange"
+        assert err == f"{TOY}\n"
+        monkeypatch.setattr(sys, "stdin", io.StringIO("What colour is the triangle?\nWhat shape is the pink object?\n"))
+        code, out, err = call("chat", *model, *common)
+        assert len([json.loads(line) for line in out.splitlines()]) == 2
+        assert err.count(TOY) == 1
 
 
 def test_sampling_is_seeded(call, checkpoint, picture):

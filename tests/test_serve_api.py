@@ -206,6 +206,7 @@ def test_several_models_in_one_process(pocket, checkpoint):
         client = server.client()
         assert [model.id for model in client.models.list()] == ["org/a", "b"]
         assert client.models.retrieve("org/a").max_model_len == 512
+        assert not hasattr(client.models.retrieve("org/a"), "notice")  # only the pocket model has one
         for name in ("org/a", "b"):
             assert client.chat.completions.create(model=name, messages=user("a"), max_tokens=2).model == name
         with pytest.raises(openai.NotFoundError, match="unknown model 'org/b'. Did you mean 'org/a'"):

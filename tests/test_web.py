@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import hashlib
 import json
 import os
 import threading
@@ -19,6 +22,7 @@ from adaptprune.errors import AdaptPruneError
 from adaptprune.models.loading import TOY
 from adaptprune.web import launch
 from adaptprune.web.exchange import Controls, Conversation, takes_keep_ratio
+from adaptprune.web.headers import Headers
 from adaptprune.web.launch import serving
 from adaptprune.web.log import FILE, ConversationLog
 from adaptprune.web.talk import Desk
@@ -267,3 +271,35 @@ def test_the_keep_ratio_has_a_say_only_where_it_is_sent():
                          ("fastv:keep_ratio=0.2", False), ("fastv:layer=3,num_keep=4", False)):  # fmt: skip
         assert takes_keep_ratio(method) == says
         assert ("keep_ratio" in (Controls("a", method, 0.3).pruning() or {})) == says
+
+
+def test_scripts_are_allowed_in_the_page_alone():
+    """HTML that somebody managed to have served from another path has none of its scripts named."""
+
+    async def app(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/html")]})
+        await send({"type": "http.response.body", "body": b"<scr", "more_body": True})
+        await send({"type": "http.response.body", "body": b"ipt>1</script><script src=x></script>"})
+
+    def asked(path: str, root: str = "") -> tuple[str, bytes]:
+        sent = []
+
+        async def send(message):
+            sent.append(message)
+
+        asyncio.run(Headers(app)({"type": "http", "path": path, "root_path": root}, None, send))
+        assert [one["type"] for one in sent].count("http.response.start") == 1
+        body = b"".join(one["body"] for one in sent if "body" in one)
+        return dict(sent[0]["headers"])[b"content-security-policy"].decode(), body
+
+    allowed = f" 'sha256-{base64.b64encode(hashlib.sha256(b'1').digest()).decode()}'"
+    for path, root, found in (
+        ("/", "", True),
+        ("/sub/", "/sub", True),
+        ("/gradio_api/file=x", "", False),
+        ("/x/", "", False),
+    ):
+        policy, body = asked(path, root)
+        assert (allowed in policy) == found
+        assert policy.count("sha256") == int(found)
+        assert body == b"<script>1</script><script src=x></script>"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import os
 from collections.abc import Iterator
 
 import pytest
+from PIL import Image
 from playwright.sync_api import Browser, Page, expect
 
 import adaptprune
@@ -15,6 +18,13 @@ from adaptprune.web.launch import page, serving
 from tests.webpage import PHONE, Says, Upstream, Visits, add, answers, ask, chromium, running
 
 WIDTHS = {1400: 900, 390: 844, 320: 640}
+#: Set to a folder to have these pictures of the page written into it; docs/images holds them.
+SHOTS = os.environ.get("ADAPTPRUNE_SCREENSHOTS")
+NAMES = {
+    (1400, "light", "judged"): "web-desktop",
+    (1400, "dark", "compared"): "web-compare-dark",
+    (390, "light", "judged"): "web-phone",
+}
 
 #: Contrast of every visible text with what is behind it, by WCAG 2: [ratio, what is needed, size, text]. Disabled
 #: controls are exempt. Colours with alpha are laid over what is behind them.
@@ -122,6 +132,16 @@ def states(tab: Page) -> Iterator[str]:
     yield "compared"
 
 
+def shot(tab: Page, path: str) -> None:
+    """A picture of the window, in few colours."""
+    tab.evaluate("document.activeElement.blur(); scrollTo(0, 0)")
+    tab.wait_for_timeout(1000)  # pictures fade in
+    picture = Image.open(io.BytesIO(tab.screenshot(full_page="compare" in path))).convert("RGB")
+    picture.thumbnail((1000, 1400), Image.Resampling.LANCZOS)
+    few = picture.quantize(256, method=Image.Quantize.MAXCOVERAGE, kmeans=4, dither=Image.Dither.NONE)
+    few.save(path, optimize=True)
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", WIDTHS)
 def test_contrast_sizes_and_widths(visit, width, scheme):
@@ -137,6 +157,8 @@ def test_contrast_sizes_and_widths(visit, width, scheme):
         worst = min(worst, *(ratio for ratio, *_ in found))
         assert tab.evaluate(SMALL) == [], state
         assert tab.evaluate(SIDEWAYS) <= 0, state
+        if SHOTS and (name := NAMES.get((width, scheme, state))):
+            shot(tab, f"{SHOTS}/{name}.png")
         box = tab.locator("[role=tabpanel]:visible").first.bounding_box()
         widths.add((box["x"], box["width"]))
     print(f"{width} {scheme}: least contrast {worst:.2f}")
@@ -249,3 +271,22 @@ def test_a_failed_question_comes_back_and_what_was_typed_stays(slowly):
     expect(tab.locator("#banner [role=alert]")).to_contain_text("no")
     expect(tab.locator("#question textarea")).to_have_value("broken?")
     expect(answers(tab)).to_have_count(0)
+
+
+def test_visitors_log_in(browser):
+    with (
+        running(Upstream()) as upstream,
+        page(Client(upstream.url), None, port=0, auth=("me", "a long one")) as address,
+    ):
+        tab = browser.new_page()
+        refused: list[str] = []
+        tab.on("console", lambda said: refused.append(said.text) if "Security Policy" in said.text else None)
+        tab.goto(address)
+        for word, shown in (("a wrong one", 0), ("a long one", 1)):
+            tab.get_by_test_id("textbox").fill("me")
+            tab.get_by_test_id("password").fill(word)
+            tab.get_by_role("button", name="Login").click()
+            tab.wait_for_timeout(500)
+            expect(tab.get_by_label("Model", exact=True)).to_have_count(shown)
+        assert refused == []
+        tab.close()

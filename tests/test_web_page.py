@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
@@ -16,9 +16,6 @@ from adaptprune.methods import make_pruner
 from adaptprune.models.loading import TOY
 from adaptprune.web.launch import page, serving
 from tests.webpage import CLOTH, PHONE, Visits, add, answers, ask, chromium, lines
-
-#: Set to a folder to have pictures of the page written into it (docs/images holds some).
-SHOTS = os.environ.get("ADAPTPRUNE_SCREENSHOTS")
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +54,6 @@ def visit(browser, url):
 
     yield open_page
     assert visits.close() == []
-
-
-def shot(tab: Page, name: str) -> None:
-    if SHOTS:
-        tab.wait_for_timeout(1500)  # pictures fade in
-        tab.evaluate("document.activeElement.blur()")
-        tab.screenshot(path=f"{SHOTS}/{name}.png")
 
 
 def converse(tab: Page) -> None:
@@ -106,20 +96,19 @@ def test_upload_ask_overlay_and_vote(visit, folder):
     tab.get_by_role("button", name="Ask again").click()
     expect(tab.get_by_role("button", name="Good")).to_have_attribute("aria-pressed", "false")  # a new answer
     expect(answers(tab)).to_have_count(2)
-    shot(tab, "web-desktop")
     tab.get_by_role("button", name="Clear").first.click()
     expect(answers(tab)).to_have_count(0)
     expect(tab.locator("#chat [data-act=example-0]")).to_be_visible()
 
 
-def test_the_first_sight(visit):
+def test_the_first_sight(visit, url):
     """What it does, what the model is, and an answer one click away; no empty boxes."""
     tab = visit()
+    assert '"pocket"' in urlopen(url, timeout=30).read().decode()  # the models are there from the start
     expect(tab.locator("#head")).to_contain_text("Ask about a picture")
     expect(tab.locator("#notice")).to_contain_text(TOY)
     expect(tab.locator("#head")).to_contain_text("are recorded on this server")
     assert tab.locator("#status, #judged, #banner").filter(visible=True).count() == 0
-    shot(tab, "web-empty")
     tab.get_by_role("button", name="What colour is the triangle?").click()
     expect(answers(tab)).to_have_text(["orange"])
     expect(tab.locator("#chat .ap-question img")).to_be_visible()
@@ -162,8 +151,6 @@ def test_compare(visit, folder):
         assert left["width"] == right["width"]
     tab.get_by_role("button", name="Left is better").click()
     expect(tab.locator("#judged")).to_have_text("Thank you, noted.")
-    tab.evaluate("document.querySelector('#answers').scrollIntoView()")
-    shot(tab, "web-compare-dark")
     choice = lines(folder)[-1]
     assert (choice["event"], choice["choice"]) == ("prefer", "left")
     assert choice["left"]["cost"]["visual_tokens_kept"] == 57
@@ -249,7 +236,6 @@ def test_stop_and_what_goes_wrong(visit):
 def test_a_phone(visit):
     tab = visit(**PHONE)
     converse(tab)
-    shot(tab, "web-phone")
     assert tab.evaluate("document.documentElement.scrollWidth") <= 390  # nothing to scroll sideways
     for name in ("Ask again", "Clear", "Good"):
         box = tab.get_by_role("button", name=name).first.bounding_box()

@@ -88,7 +88,7 @@ def test_numbers_are_shown_large_and_only_if_there_are_any(pictures):
     assert exchange.numbers() == [
         ("57 of 576", "picture tokens kept"),
         ("12 ms", "to the first token"),
-        ("90 %", "of the picture saved"),
+        ("90 %", "of the tokens saved"),
     ]
     assert exchange.remarks() == ["3 tokens written"]
     page = views.conversation(Conversation([exchange]), pictures, votes=False)

@@ -26,7 +26,7 @@ def command(
     temperature: float = typer.Option(0.0, help="0 is greedy."),
     seed: int = typer.Option(None, help="Seed for sampling."),
     as_json: bool = typer.Option(False, "--json", help="Print one JSON object instead of streaming."),
-    overlay: Path = typer.Option(None, help="Write the picture with dropped patches dimmed (PNG)."),
+    overlay: Path = typer.Option(None, help="Write the picture with what was kept outlined and the rest faded (PNG)."),
 ) -> None:
     """Answer a question about images with a pruned model."""
     pruning = _pruning(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)

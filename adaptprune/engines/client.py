@@ -195,21 +195,22 @@ class Client:
 
         cost: Any = None
         finish = None
+        begun = False
         try:
             with self._client.chat.completions.create(
                 **request.arguments(), stream=True, stream_options={"include_usage": True}
             ) as chunks:
                 for chunk in chunks:
+                    begun = True
                     cost = chunk.usage or cost
-                    for choice in chunk.choices:
+                    for choice in chunk.choices or ():
                         finish = choice.finish_reason or finish
-                        if choice.delta.content:
-                            yield str(choice.delta.content)
-        except openai.OpenAIError as error:
+                        if choice.delta and (text := choice.delta.content):
+                            yield _text(text)
+        except (openai.OpenAIError, httpx.HTTPError, httpx.StreamError) as error:
+            if begun and isinstance(error, (openai.APIConnectionError, httpx.HTTPError, httpx.StreamError)):
+                raise ClientError("the server broke off the answer: ask again.", "cut_off") from None
             raise self._explain(error) from None
-        except (httpx.HTTPError, httpx.StreamError) as error:  # once the answer has begun, openai lets these through
-            problem = f"the server broke off the answer ({type(error).__name__}): ask again."
-            raise ClientError(problem, "cut_off") from None
         except (AttributeError, TypeError, ValueError) as error:
             raise _unreadable(self.url, error) from None
         if finish is None:
@@ -230,15 +231,25 @@ class Client:
             body = error.body if isinstance(error.body, dict) else {}
             message = str(body.get("message") or error.message or error.response.reason_phrase)
             hint = ": give the right API key" if error.status_code == 401 and "key" not in message else ""
-            return ClientError(f"the server refused ({error.status_code}): {message}{hint}", body.get("code"))
+            return ClientError(f"the server refused ({error.status_code}): {message}{hint}", _code(body))
         body = error.body if isinstance(error, openai.APIError) and isinstance(error.body, dict) else {}
-        return ClientError(f"the server failed: {body.get('message') or error}", body.get("code"))
+        return ClientError(f"the server failed: {body.get('message') or error}", _code(body))
 
 
 def _unreadable(url: str, error: Exception) -> ClientError:
     """For answers of other shapes or types than the API's, which the official client does not check."""
     log.debug("what %s says cannot be read", url, exc_info=error)
     return ClientError(f"what the server at {url} says is not what the OpenAI API describes.", "unreadable")
+
+
+def _code(body: dict[str, Any]) -> str | None:
+    return code if isinstance(code := body.get("code"), str) else None
+
+
+def _text(piece: Any) -> str:
+    if not isinstance(piece, str):
+        raise TypeError(f"a piece of an answer is a {type(piece).__name__}")
+    return piece
 
 
 def _served(name: str, more: Mapping[str, Any]) -> ServedModel:

@@ -74,7 +74,7 @@ def write_page(engine: Engine, task: Task, columns: Sequence[Column], path: Path
         f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>"
         f"<title>{html.escape(title)}</title><style>{STYLE}</style><h1>{html.escape(title)}</h1>"
         f"<p>{html.escape(task.name)}, {len(sections)} questions, one type after another. "
-        f"Dropped patches are dimmed.{missing}</p>{''.join(sections)}</html>\n",
+        f"Dropped patches are faded.{missing}</p>{''.join(sections)}</html>\n",
     )
 
 

@@ -86,7 +86,7 @@ class Exchange:
         if wait := cost.first_token_ms:
             found.append((f"{wait:.0f} ms" if wait < 10_000 else f"{wait / 1000:.1f} s", "to the first token"))
         if cost.visual_tokens and cost.visual_tokens_kept is not None:
-            found.append((f"{100 * (1 - cost.visual_tokens_kept / cost.visual_tokens):.0f} %", "of the picture saved"))
+            found.append((f"{100 * (1 - cost.visual_tokens_kept / cost.visual_tokens):.0f} %", "of the tokens saved"))
         return found
 
     def remarks(self) -> list[str]:

@@ -14,6 +14,7 @@ Send = Callable[[Message], Awaitable[None]]
 
 NAME = b"content-security-policy"
 INLINE = re.compile(rb"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", re.DOTALL)
+FETCHED = re.compile(r"/(?:file|proxy)=\s*https?:", re.IGNORECASE)
 POLICY = "; ".join(
     [
         "default-src 'self'",
@@ -49,14 +50,34 @@ class Headers:
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Handle one connection."""
-        await self._app(scope, receive, _Answer(send).send if scope["type"] == "http" else send)
+        page = scope["type"] == "http" and scope["path"].rstrip("/") == scope.get("root_path", "").rstrip("/")
+        await self._app(scope, receive, _Answer(send, page).send if scope["type"] == "http" else send)
+
+
+class LocalFiles:
+    """ASGI middleware against Gradio's habit of fetching any address for anybody, and passing it on as the page's."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Handle one connection."""
+        if scope["type"] == "http" and FETCHED.search(scope["path"]):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"this page fetches nothing from other hosts."})
+            return
+        await self._app(scope, receive, send)
 
 
 class _Answer:
-    """One response: HTML is held back until it is whole, as its scripts are named in its header."""
+    """One response. The page itself is held back until it is whole, as its scripts are named in its header.
 
-    def __init__(self, send: Send) -> None:
+    No other HTML: whoever could have some served from here would have its scripts allowed.
+    """
+
+    def __init__(self, send: Send, page: bool) -> None:
         self._send = send
+        self._page = page
         self._start: Message = {}
         self._body = b""
         self._begun = False
@@ -65,7 +86,8 @@ class _Answer:
         """What the application sends."""
         if message["type"] == "http.response.start":
             self._start = message
-            if _header(message, NAME) or not _header(message, b"content-type").startswith(b"text/html"):
+            html = _header(message, b"content-type").startswith(b"text/html")
+            if _header(message, NAME) or not (self._page and html):
                 await self._begin("")
             return
         if message["type"] == "http.response.body" and not self._begun:

@@ -16,7 +16,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from adaptprune.engines.client import Client
 from adaptprune.errors import AdaptPruneError
-from adaptprune.web.headers import Headers
+from adaptprune.web.headers import Headers, LocalFiles
 from adaptprune.web.log import ConversationLog
 from adaptprune.web.talk import IMAGES, Desk
 
@@ -127,7 +127,7 @@ def _outermost(hosts: tuple[str, ...] | None) -> Callable[[Any], Any]:
 
     @asynccontextmanager
     async def lifespan(app: Any) -> AsyncIterator[None]:
-        inner = app.middleware_stack
+        inner: Any = LocalFiles(app.middleware_stack)
         if hosts is not None:
             inner = TrustedHostMiddleware(inner, allowed_hosts=list(hosts))
         app.middleware_stack = Headers(inner)

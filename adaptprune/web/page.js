@@ -13,6 +13,7 @@ element.addEventListener("click", (event) => {
 // The conversation scrolls in its own box, never the page: to its end, unless its reader has scrolled away from there.
 // A new question is asked at the end: go there.
 let follows = true;
+let end = 0;
 let asked = 0;
 element.addEventListener("scroll", ({ target }) => {
   if (!target.matches(".ap-talk")) return;
@@ -20,8 +21,13 @@ element.addEventListener("scroll", ({ target }) => {
 }, true);
 watch("value", () => {
   const box = element.querySelector(".ap-talk");
+  if (!box) return;
   const questions = element.querySelectorAll(".ap-exchange").length;
-  follows ||= questions !== asked;
+  if (box.scrollTop < end - 40) follows = false; // the event of it is still to come
+  if (follows || questions !== asked) {
+    box.scrollTop = box.scrollHeight;
+    end = box.scrollTop;
+    follows = true;
+  }
   asked = questions;
-  if (box && follows) box.scrollTop = box.scrollHeight;
 });

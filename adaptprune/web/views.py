@@ -188,7 +188,12 @@ def head(about: str, recorded: bool) -> str:
 
 def notices(said: Mapping[str, str]) -> str:
     """What people should know of models before they believe them."""
-    lines = "".join(f"<p>{text(name, 80)}: {text(notice, LONGEST)}</p>" for name, notice in list(said.items())[:5])
+    of: dict[str, list[str]] = {}
+    for name, notice in said.items():
+        of.setdefault(notice, []).append(name)
+    lines = "".join(
+        f"<p>{text(', '.join(names), 80)}: {text(notice, LONGEST)}</p>" for notice, names in list(of.items())[:5]
+    )
     return f'<div class="ap-notice">{lines}</div>' if lines else ""
 
 
