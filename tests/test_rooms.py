@@ -49,7 +49,8 @@ def imported(path: Path) -> set[str]:
             whole = PACKAGE.joinpath(*parts).is_dir()  # names of a package may be its modules
             found |= {room((*parts, each.name) if whole else parts) for each in node.names}
         elif isinstance(node, ast.Import):
-            found |= {room(tuple(each.name.split(".")[1:])) for each in node.names if each.name.startswith("adaptprune.")}
+            ours = [each.name for each in node.names if each.name.startswith("adaptprune.")]
+            found |= {room(tuple(name.split(".")[1:])) for name in ours}
     return found
 
 
