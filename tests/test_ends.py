@@ -110,7 +110,9 @@ def test_a_mistake_that_nobody_can_read_keeps_its_exit_code():
 @POSIX
 def test_a_chat_without_standard_input_is_over():
     done = shell('"$@" <&-', *PRINTS["chat"])
-    assert (done.returncode, done.stderr) == (0, "")
+    assert done.returncode == 0
+    assert "error" not in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @POSIX
@@ -130,7 +132,8 @@ def test_an_overlay_on_a_full_disk_is_named(tmp_path):
     overlay.symlink_to("/dev/full")
     done = shell('"$@"', *PRINTS["run"], "--overlay", str(overlay))
     assert done.returncode == 1
-    assert done.stderr == f"error: [Errno 28] No space left on device: '{overlay}'\n"
+    assert done.stderr.splitlines()[-1] == f"error: [Errno 28] No space left on device: '{overlay}'"
+    assert "Traceback" not in done.stderr
 
 
 INTERRUPTED = (130, -signal.SIGINT)  # Python ends itself by the signal if it hit code that was being compiled
