@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import queue
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,29 @@ class Question:
     pruner: Pruner | None = None
     make: Callable[[], dict[str, Tensor]] | None = None
     encoding: dict[str, Any] = field(default_factory=dict)
+
+
+def stream(
+    engine: Engine, turns: Sequence[Turn], sampling: Sampling, pruner: Pruner | None, **options: Any
+) -> Iterator[Event]:
+    """The events of one answer: `Delta`s, then one `Done` or `Failed`. `options` are those of `Engine.open`."""
+    events: queue.SimpleQueue[Event] = queue.SimpleQueue()
+    try:
+        job = engine.open(sampling, pruner, events.put, **options)
+    except EngineError as error:
+        yield Failed(error)
+        return
+    try:
+        engine.submit(job, turns)
+        while True:
+            event = events.get()
+            yield event
+            if not isinstance(event, Delta):
+                return
+    except EngineError as error:
+        yield Failed(error)
+    finally:
+        engine.cancel(job)
 
 
 def ask(

@@ -10,20 +10,19 @@ Not here: HTTP, images from the network, API keys. Front ends in the same proces
 from __future__ import annotations
 
 import logging
-import queue
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adaptprune.engines.batch.ask import ask
+from adaptprune.engines.batch.ask import ask, stream
 from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
 from adaptprune.engines.batch.grammar import Grammars
-from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling
+from adaptprune.engines.batch.intake import Intake
+from adaptprune.engines.batch.jobs import Event, Job, Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.batch.memory import give_back
 from adaptprune.engines.batch.vocabulary import Vocabulary
@@ -84,11 +83,7 @@ class Engine:
         self._vocabulary = Vocabulary(self.prompter.tokenizer(), self._batch.eos)
         self._grammars = Grammars(self._vocabulary)
         self.watch = Watch()
-        self._open: set[Job] = set()
-        self._waiting: deque[Job] = deque()
-        self._wake = threading.Condition()
-        self._draining = self._stopping = False
-        self._pace = 1.0  # seconds that a request holds a place in the batch, smoothed
+        self._intake = Intake(self.limits)
         self._thread = threading.Thread(target=self._run, name=f"engine {name}", daemon=True)
         if pruner is not None:
             pruner.warm_up()
@@ -117,12 +112,12 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests taken in that are not in the batch yet."""
-        return max(0, len(self._open) - len({id(row.job) for row in list(self._batch.rows)}))
+        return max(0, self.pending - len({id(row.job) for row in list(self._batch.rows)}))
 
     @property
     def pending(self) -> int:
         """Requests taken in and not finished."""
-        return len(self._open)
+        return len(self._intake.open)
 
     @property
     def context(self) -> int | None:
@@ -160,18 +155,7 @@ class Engine:
         limit = self.limits.timeout if timeout is None else min(timeout, self.limits.timeout)
         deadline = time.monotonic() + limit
         job = Job(sampling, pruner, on_event, deadline, want_kept=want_kept, want_overlay=want_overlay)
-        with self._wake:
-            if self._draining or self._stopping:
-                raise shutting_down()
-            if len(self._open) >= self.limits.max_batch + self.limits.max_queue:
-                wait = self._pace * (1 + len(self._open) / self.limits.max_batch)
-                raise EngineError(
-                    "queue_full",
-                    f"{len(self._open)} requests are running or waiting, which is all that this server takes: try "
-                    "again later.",
-                    retry_after=max(1, min(60, round(wait))),
-                )
-            self._open.add(job)
+        self._intake.add(job)
         return job
 
     def check(self, pruning: Pruning) -> None:
@@ -218,11 +202,7 @@ class Engine:
 
     def enqueue(self, jobs: Sequence[Job]) -> None:
         """Put prepared requests in the queue, all at once, so that what is read when does not depend on chance."""
-        with self._wake:
-            if self._stopping:
-                raise shutting_down()
-            self._waiting += [job for job in jobs if not job.closed]
-            self._wake.notify()
+        self._intake.enqueue(jobs)
 
     def forget(self) -> None:
         """Drop the encoded pictures that are remembered; not while requests run."""
@@ -231,12 +211,7 @@ class Engine:
 
     def cancel(self, job: Job) -> None:
         """Give a request up, wherever it is; nothing more is said about it. Harmless if it has finished."""
-        with self._wake:
-            if not job.closed:
-                job.cancelled = True
-                if not job.rows:  # the engine's thread closes those that it works on
-                    self._close(job)
-                self._wake.notify()
+        self._intake.cancel(job)
 
     def stream(self, turns: Sequence[Turn], sampling: Sampling | None = None, **options: Any) -> Iterator[Event]:
         """Answer a conversation in this process: `Delta`s, then one `Done` or `Failed`.
@@ -248,24 +223,7 @@ class Engine:
         **options
             `pruner` (default: the engine's), and those of `open`.
         """
-        events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        pruner = options.pop("pruner", self.pruner)
-        try:
-            job = self.open(sampling or Sampling(), pruner, events.put, **options)
-        except EngineError as error:
-            yield Failed(error)
-            return
-        try:
-            self.submit(job, turns)
-            while True:
-                event = events.get()
-                yield event
-                if not isinstance(event, Delta):
-                    return
-        except EngineError as error:
-            yield Failed(error)
-        finally:
-            self.cancel(job)
+        return stream(self, turns, sampling or Sampling(), options.pop("pruner", self.pruner), **options)
 
     def ask(
         self,
@@ -290,14 +248,11 @@ class Engine:
 
     def drain(self) -> None:
         """Refuse new requests; those taken in go on."""
-        with self._wake:
-            self._draining = True
+        self._intake.drain()
 
     def stop(self, timeout: float = 30.0) -> None:
         """Fail what is left with a clean error, end the thread and take the hooks off."""
-        with self._wake:
-            self._draining = self._stopping = True
-            self._wake.notify()
+        self._intake.drain(stop=True)
         if self._thread.is_alive():
             self._thread.join(timeout)
         self._batch.close()
@@ -307,15 +262,11 @@ class Engine:
     def _run(self) -> None:
         tidy = True
         while True:
-            with self._wake:
-                if not (self._waiting or self._batch.rows or self._stopping):
-                    self._wake.wait(None if tidy else IDLE)
-                if self._stopping:
-                    break
-                idle = not (self._waiting or self._batch.rows)
-            if idle:
-                if not tidy:
-                    give_back(self.model.device)
+            something = self._intake.wait(lambda: bool(self._batch.rows), None if tidy else IDLE)
+            if self._intake.stopping:
+                break
+            if not something:
+                give_back(self.model.device)
                 tidy = True
                 continue
             tidy = False
@@ -325,8 +276,8 @@ class Engine:
             except BaseException as error:  # a defect: everybody hears of it, and the next request finds a clean batch
                 log.exception("the engine %r failed", self.name)
                 self._fail_rows(from_exception((isinstance(error, BrokenOff) and error.__cause__) or error))
-        for job in list(self._open):
-            self._fail(job, shutting_down())
+        for job in list(self._intake.open):
+            self._intake.fail(job, shutting_down())
         self._batch.clear()
 
     def _turn(self) -> None:
@@ -340,7 +291,7 @@ class Engine:
 
     def _read_next(self) -> bool:
         """Read a prompt that waits; whether there was one."""
-        job = self._next()
+        job = self._intake.next(len(self._batch.rows))
         if job is not None:
             job.usage.queue_ms = job.milliseconds()
             try:
@@ -349,7 +300,7 @@ class Engine:
             except Exception as error:
                 if not isinstance(error, AdaptPruneError):
                     log.exception("reading a prompt failed")
-                self._fail(job, from_exception(error))
+                self._intake.fail(job, from_exception(error))
             self._drop_gone()  # whoever left while the prompt was read has no first token to go on from
         return job is not None
 
@@ -361,42 +312,20 @@ class Engine:
             if not out_of_memory(error):
                 raise
             # the request that joined last makes room for the others
-            self._fail(max((row.job for row in self._batch.rows), key=lambda job: job.opened), from_exception(error))
+            self._intake.fail(
+                max((row.job for row in self._batch.rows), key=lambda job: job.opened), from_exception(error)
+            )
             self._batch.drop(lambda row: row.job.closed)
-
-    def _next(self) -> Job | None:
-        with self._wake:
-            while self._waiting:
-                job = self._waiting[0]
-                if (
-                    not job.closed
-                    and self._batch.rows
-                    and len(self._batch.rows) + job.sampling.n > self.limits.max_batch
-                ):
-                    return None
-                self._waiting.popleft()
-                if job.closed:
-                    continue
-                if time.monotonic() > job.deadline:
-                    self._fail(job, too_late())
-                    continue
-                job.rows = job.sampling.n
-                return job
-        return None
 
     def _drop_gone(self) -> None:
         now = time.monotonic()
         for row in list(self._batch.rows):
             if row.job.cancelled:
-                self._close(row.job)
+                self._intake.close(row.job)
             elif now > row.job.deadline:
-                self._fail(row.job, too_late())
+                self._intake.fail(row.job, too_late())
         self._batch.drop(lambda row: row.job.closed)
-        with self._wake:
-            self._waiting = deque(job for job in self._waiting if not job.closed)
-            late = [job for job in self._waiting if now > job.deadline]
-        for job in late:
-            self._fail(job, too_late())
+        self._intake.drop_late(now)
 
     def _pass_on(self, written: Written) -> None:
         """Tell the listeners what was written, and let finished rows leave."""
@@ -405,43 +334,19 @@ class Engine:
             if isinstance(delta, Exception):
                 if not isinstance(delta, EngineError):
                     log.error("choosing a token failed", exc_info=delta)
-                self._fail(job, from_exception(delta))
+                self._intake.fail(job, from_exception(delta))
                 continue
             usage.first_token_ms = usage.first_token_ms or job.milliseconds()
             usage.completion_tokens += 1
             if delta.text or delta.finish:
-                self._tell(job, delta)
+                self._intake.tell(job, delta)
             if delta.finish:
                 job.rows -= 1
                 if not job.rows:
-                    self._finish(job)
+                    self._intake.finish(job)
         self._batch.drop(lambda row: row.job.closed or row.ended)
-
-    def _finish(self, job: Job) -> None:
-        job.usage.total_ms = job.milliseconds()
-        self._pace += 0.1 * (job.usage.total_ms / 1000 - self._pace)
-        self._close(job)
-        self._tell(job, Done(job.usage, job.picture))
-
-    def _fail(self, job: Job, error: EngineError) -> None:
-        if not job.closed:
-            self._close(job)
-            self._tell(job, Failed(error))
-
-    def _tell(self, job: Job, event: Event) -> None:
-        try:
-            job.on_event(event)
-        except Exception:  # the listener is gone (a closed event loop, say): that is no reason to fail the others
-            log.warning("an answer had no listener any more")
-            job.cancelled = True
 
     def _fail_rows(self, error: EngineError) -> None:
         for row in self._batch.rows:
-            self._fail(row.job, error)
+            self._intake.fail(row.job, error)
         self._batch.clear()
-
-    def _close(self, job: Job) -> None:
-        with self._wake:  # a Condition's lock may be taken again by the thread that holds it
-            job.closed = True
-            job.inputs, job.images, job.grammar = {}, [], None
-            self._open.discard(job)
