@@ -165,9 +165,12 @@ def test_what_is_refused_is_named():
         "unknown parameter 'messages[0].contnt'. Did you mean 'content'? Allowed: content, role."
     )
     long = problem(request(**{LONG: 1}))
+    assert long.startswith(f"unknown parameter '{'k' * 77}...': no key has more than")
+    long = problem(request(**{LONG[:9000]: 1}))
     assert long.startswith(f"unknown parameter '{'k' * 77}...'. Allowed")
     assert problem(request(temperature=LONG)).endswith(f", not '{'k' * 76}....")
-    assert "unknown parameter 'pruning.kkk" in problem(request(pruning={LONG: 1}))
+    assert "unknown parameter 'pruning.kkk" in problem(request(pruning={LONG[:9000]: 1}))
+    assert "more than 2,000,000 backslashes" in problem(RAW["backslashes"])
     assert problem(request(messages=[])) == "messages: list should have at least 1 item after validation, not 0."
 
 
@@ -178,6 +181,8 @@ def test_what_people_send_is_within_the_bounds():
     )
     image = "data:image/png;base64," + "A" * 28_000_000
     assert parse(json.dumps(part(image_url={"url": image})).encode())
+    slashes = part(image_url={"url": image[:9_000_000].replace("AAAAAAAA", "AAAAAAA/")})
+    assert parse(json.dumps(slashes).replace("/", "\\/").encode())  # as PHP writes it
     source = json.dumps({"a": ['"'] * 30_000})  # JSON as text
     assert parse(json.dumps(message(content=source)).encode()).messages[0].content == source
 
@@ -297,7 +302,7 @@ def _memory() -> int:
 
 def test_an_idle_server_keeps_no_memory_of_its_answers(checkpoint, monkeypatch):
     """Rows and their cache are dropped as they leave; a moment later the allocator's reserve goes back, once."""
-    from adaptprune.engines.batch import engine as module
+    from adaptprune.engines.batch import loop as module
 
     given_back = []
     monkeypatch.setattr(module, "IDLE", 0.2)

@@ -74,10 +74,10 @@ def test_answers_fit_their_schema(server, name, temperature):
 
 
 def test_any_object(server):
-    for seed in range(8):
+    for seed in range(4):
         (choice,) = server.client().chat.completions.create(
             model="writer", messages=user("a"), response_format={"type": "json_object"}, temperature=1, seed=seed,
-            max_tokens=300,
+            max_tokens=120,
         ).choices  # fmt: skip
         if choice.finish_reason == "stop":
             assert isinstance(json.loads(choice.message.content), dict)

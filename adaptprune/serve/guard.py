@@ -93,7 +93,8 @@ class Guard:
     ) -> None:
         self._app, self._keys, self._hosts, self._limits, self._refused = app, keys, hosts, limits, refused
         self._held = 0
-        self._untidy = False
+        self._untidy, self._tidied = False, 0.0
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -127,13 +128,18 @@ class Guard:
             self._tidy_up(body.size)
 
     def _tidy_up(self, size: int) -> None:
-        """Give memory back once no large body is held any more."""
+        """Give memory back once no body is held any more, if there was a large one; once in a second at most."""
         self._untidy = self._untidy or size > LARGE
-        if self._untidy and not self._held:
-            self._untidy = False
+        if self._untidy and not self._held and self._timer is None:
             loop = asyncio.get_running_loop()
             # a moment later: the last references to the body end with this task
-            loop.call_later(0.05, lambda: loop.run_in_executor(None, give_back))
+            self._timer = loop.call_later(max(0.05, self._tidied + 1 - loop.time()), self._give_back, loop)
+
+    def _give_back(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = None
+        if not self._held:
+            self._untidy, self._tidied = False, loop.time()
+            loop.run_in_executor(None, give_back)
 
     def _admit(self, scope: Any) -> None:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}

@@ -22,6 +22,10 @@ MAX_MEMBERS = 100_000
 MAX_ESCAPED = 400_000
 #: Bytes of everything that is no string: numbers, white space, brackets.
 MAX_STRUCTURE = 4 * 2**20
+#: Backslashes in all strings; base64 with "\/" for every slash has half a million in 32 MiB.
+MAX_BACKSLASHES = 2_000_000
+#: Bytes of one key.
+MAX_KEY = 10_000
 #: Characters of a key or value that an error shows.
 SHOWN = 80
 
@@ -55,7 +59,7 @@ def check_size(body: bytes) -> None:
     ServeError
         400.
     """
-    place = members = escaped = structure = 0
+    place = members = escaped = backslashes = structure = 0
     while place < len(body):
         quote = body.find(b'"', place)
         end = len(body) if quote < 0 else quote
@@ -81,6 +85,13 @@ def check_size(body: bytes) -> None:
                 )
             close = body.find(b'"', close + 1)
         place = len(body) if close < 0 else close + 1
+        backslashes += body.count(b"\\", quote, place)
+        if backslashes > MAX_BACKSLASHES:
+            raise bad_request(f"the strings have more than {MAX_BACKSLASHES:,} backslashes.", None, "invalid_json")
+        if place - quote > MAX_KEY and body[place : place + 100].lstrip()[:1] == b":":
+            name = cut(body[quote + 1 : quote + 2 * SHOWN].decode("utf-8", "replace"))
+            problem = f"unknown parameter {name!r}: no key has more than {MAX_KEY:,} bytes."
+            raise bad_request(problem, name, "unknown_parameter")
 
 
 def _is_escaped(body: bytes, start: int, place: int) -> bool:
