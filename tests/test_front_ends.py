@@ -158,7 +158,7 @@ def test_eval(family):
     with Asker(one.model, one.processor, "model", len(items)) as asker, counting(one.model) as runs:
         for pruned, column in columns.items():
             answers, times = asker.ask(items, shown, column, STEPS)
-            assert times is not None and times.questions == len(items)
+            assert times is not None and times.rows == len(items)
             for item, answer in zip(items, answers, strict=True):
                 same(answer, found[item.id, pruned], pruned)
     assert runs[tower] == sum(calls.values())
