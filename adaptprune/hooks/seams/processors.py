@@ -125,6 +125,17 @@ def build_without_check(kind: Any, arguments: list[Any], source: str, where: Map
     return processor
 
 
+def video_settings(source: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its video processor, which some processors ask it for."""
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(source, **where)
+    except OSError:  # it has no such file
+        return {}
+    return {name: value for name, value in settings.items() if name.isidentifier() and not name.startswith("_")}
+
+
 def video_stand_in(refuse: Callable[[], Any], **attributes: Any) -> Any:
     """An object in a video processor's place, which needs torchvision: it calls `refuse` when a video is to be read."""
     from transformers import video_processing_utils as home
