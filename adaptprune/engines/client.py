@@ -95,7 +95,7 @@ class Request:
     Attributes
     ----------
     messages : sequence of dict
-        As the OpenAI API has them; see `user_message`.
+        As the OpenAI API has them; see `message`.
     pruning : mapping or None
         "method" and its options; None leaves it to the server.
     want_overlay : bool

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
+
+from PIL import Image
 
 from adaptprune.engines.batch.jobs import Sampling
-from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url, message
+from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url
 from adaptprune.engines.protocol import NONE, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.errors import AdaptPruneError
 from adaptprune.prompts import Turn
@@ -85,7 +88,7 @@ class RemoteEngine:
         pruned = pruning.method != NONE
         return Request(
             self._model.name,
-            [message(turn.role, turn.text, [data_url(image) for image in turn.images]) for turn in turns],
+            [_message(turn) for turn in turns],
             max_tokens=sampling.max_tokens,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -100,3 +103,16 @@ class RemoteEngine:
 
     def close(self) -> None:
         pass
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as the API has it, its texts and pictures in their order."""
+    if not turn.images and len(turn.parts) <= 1:
+        return {"role": turn.role, "content": turn.text}
+    return {"role": turn.role, "content": [_part(part) for part in turn.parts]}
+
+
+def _part(part: str | Image.Image) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": data_url(part)}}

@@ -34,9 +34,13 @@ def read_processor(source: str, config: Any, where: Mapping[str, Any]) -> Any:
     if "video_processor" not in attributes:
         return AutoProcessor.from_pretrained(source, **where)
     parts: dict[str, Any] = {"image_processor": AutoImageProcessor, "tokenizer": AutoTokenizer}
-    stand_in = seam.video_stand_in(_refuse_videos)
+    stand_in = seam.video_stand_in(_refuse_videos, **seam.video_settings(source, where))
     arguments = [parts[name].from_pretrained(source, **where) if name in parts else stand_in for name in attributes]
-    return seam.build_without_check(kind, arguments, source, where)
+    try:
+        return seam.build_without_check(kind, arguments, source, where)
+    except AttributeError as error:  # it asks its video processor for what the checkpoint does not say
+        message = f"the processor of model type {config.model_type!r} {NEEDS_TORCHVISION} ({error})."
+        raise AdaptPruneError(message) from error
 
 
 def _refuse_videos() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -20,6 +21,8 @@ from adaptprune.prompts.turns import PromptError, Turn, images_of
 
 #: How many prompts can be prepared at the same time; each holds its images and a copy of the processor.
 WORKERS = 2
+#: Widths and heights of pictures that show which tokens pictures put into prompts: some have tiles, rows or columns.
+SHOWN = ((64, 64), (2048, 512), (512, 2048), (2048, 2048))
 
 
 class Prompter:
@@ -90,9 +93,7 @@ class Prompter:
             except MemoryError:
                 raise
             except Exception as error:
-                # pictures are what differs from prompt to prompt: what cannot be tiled or scaled fails in many ways
-                message = f"the model's processor cannot use this request: {str(error) or type(error).__name__}"
-                raise PromptError(message, "bad_image") from error
+                raise _unusable(error, any(images)) from error
         return processors.model_inputs(made)
 
     @contextmanager
@@ -148,9 +149,37 @@ class Prompter:
 
     @cached_property
     def _of_pictures(self) -> frozenset[int]:
-        """Added tokens that a picture puts into a prompt."""
+        """Added tokens that a picture puts into a prompt, with those that differ from them in numbers only.
+
+        A larger picture than those tried here may have a seventh row, or a twelfth tile.
+        """
         processor = copy.deepcopy(self._processor)  # the lent ones may all be out
-        shown = Turn("user", [Image.new("RGB", (64, 64), "grey"), "a"])
-        made = processor(images=[self._pictures([shown])], text=[self._written([shown])], return_tensors="pt")
-        plain = processors.tokenizer_of(processor)(self._written([Turn("user", ["a"])]))["input_ids"]
-        return processors.added_ids(processor).intersection(made["input_ids"].flatten().tolist()).difference(plain)
+        tokenizer = processors.tokenizer_of(processor)
+        text = self._written([Turn("user", [Image.new("RGB", SHOWN[0]), "a"])])
+        found: set[int] = set()
+        for size in SHOWN:
+            pictures = [self.format.picture(processor, Image.new("RGB", size, "grey"))]
+            try:
+                made = processor(images=[pictures], text=[text], return_tensors="pt")
+            except MemoryError:
+                raise
+            except Exception:  # it refuses pictures of this shape, so that none will ever be shown
+                continue
+            found.update(made["input_ids"].flatten().tolist())
+        plain = set(tokenizer(self._written([Turn("user", ["a"])]))["input_ids"])
+        added = {number: _numberless(tokenizer, number) for number in processors.added_ids(processor) - plain}
+        shapes = {added[number] for number in found.intersection(added)}
+        return frozenset(number for number, shape in added.items() if shape in shapes)
+
+
+def _unusable(error: Exception, shown: bool) -> PromptError:
+    """Why a processor failed: pictures are what differs from prompt to prompt; there are many that cannot be scaled."""
+    why = str(error) or type(error).__name__
+    if shown:
+        return PromptError(f"the model's processor cannot use this request: {why}", "bad_image")
+    return PromptError(f"the model's processor takes no question without a picture ({why}): show one with it.")
+
+
+def _numberless(tokenizer: Any, number: int) -> str:
+    """A token with all of its numbers made one and the same."""
+    return re.sub(r"\d+", "0", str(tokenizer.convert_ids_to_tokens(number)))

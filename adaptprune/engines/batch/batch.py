@@ -183,7 +183,7 @@ class Batch:
         """Write one token for every row. If it fails, the rows are as they were; BrokenOff if that cannot be had."""
         rows, device = list(self.rows), self.model.device
         ids = torch.tensor([[row.tokens[-1]] for row in rows], device=device)
-        positions = torch.cat([row.position for row in rows], dim=-2) + 1
+        positions = _side_by_side([row.position for row in rows]) + 1
         # replaced layer by layer (install_masks); in this form the model makes none of its own
         shape = (len(rows), 1) if attention.backend(self._decoder).startswith("flash") else (len(rows), 1, 1, 1)
         self._slots.begin_step()
@@ -227,6 +227,12 @@ class Batch:
 
 def _not_a_number() -> EngineError:
     return EngineError("not_a_number", "the model computed nan instead of scores: try dtype float32 or bfloat16.")
+
+
+def _side_by_side(positions: list[Tensor]) -> Tensor:
+    """Positions of several rows, (..., rows, 1): some models give a prompt without pictures no axes, others several."""
+    axes = max((one.shape[:-2] for one in positions), key=len)
+    return torch.cat([one.expand(*axes, *one.shape[-2:]) for one in positions], dim=-2)
 
 
 def _eos_of(model: Any) -> frozenset[int]:

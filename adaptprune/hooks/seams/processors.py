@@ -61,9 +61,9 @@ def placeholders(processor: Any) -> list[str]:
 
 
 def added_ids(processor: Any) -> frozenset[int]:
-    """Tokens beside the tokenizer's own vocabulary, found whole in any text; not those that frame it."""
+    """Tokens beside the tokenizer's own vocabulary, found whole in any text; not those that frame it or stand for unknown words."""
     tokenizer = tokenizer_of(processor)
-    framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     added = tokenizer.get_added_vocab().items()
     return frozenset(number for token, number in added if token.strip() and number not in framing)
 
@@ -128,6 +128,17 @@ def build_without_check(kind: Any, arguments: list[Any], source: str, where: Map
     processor = Lenient.from_args_and_dict(arguments, settings)
     processor.__class__ = kind
     return processor
+
+
+def video_settings(source: str, where: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of its video processor, which some processors ask it for."""
+    from transformers.video_processing_utils import BaseVideoProcessor
+
+    try:
+        settings, _ = BaseVideoProcessor.get_video_processor_dict(source, **where)
+    except OSError:  # it has no such file
+        return {}
+    return {name: value for name, value in settings.items() if name.isidentifier() and not name.startswith("_")}
 
 
 def video_stand_in(refuse: Callable[[], Any], **attributes: Any) -> Any:

@@ -109,7 +109,7 @@ def ernie4_5_vl_moe(attention: str) -> Specimen:
     processor = hf.Ernie4_5_VLMoeProcessor(
         image_processor=Ernie4_5_VLMoeImageProcessorPil(**grid()),
         tokenizer=tokenizer(*videos, **marks, video_start_token=videos[0], video_end_token=videos[1]),
-        video_processor=no_video(),
+        video_processor=no_video(font=""),
     )
     model = build(hf.Ernie4_5_VLMoeForConditionalGeneration, config, attention)
     unbalance(model)
