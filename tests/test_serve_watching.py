@@ -108,9 +108,9 @@ def test_a_defect_in_a_stream_is_counted(server, monkeypatch):
 
 
 def test_a_template_that_refuses_is_counted(checkpoint):
-    engine = Engine("tiny", *adaptprune.load(checkpoint))
-    engine.processor.chat_template = "{{ raise_exception('no such roles') }}"
-    with live(engine) as server:
+    model, processor = adaptprune.load(checkpoint)
+    processor.chat_template = "{{ raise_exception('no such roles') }}"
+    with live(Engine("tiny", model, processor)) as server:
         assert post(server, chat()).status_code == 400
         assert outcomes(server) == {("tiny", "invalid_value"): 1}
 
