@@ -157,6 +157,9 @@ def test_contrast_sizes_and_widths(visit, width, scheme):
         worst = min(worst, *(ratio for ratio, *_ in found))
         assert tab.evaluate(SMALL) == [], state
         assert tab.evaluate(SIDEWAYS) <= 0, state
+        if state == "answered":
+            end = tab.evaluate(END)  # in view although the overlay, the numbers and the buttons came below it
+            assert end["top"] + 20 <= end["at"] <= end["bottom"]
         if SHOTS and (name := NAMES.get((width, scheme, state))):
             shot(tab, f"{SHOTS}/{name}.png")
         box = tab.locator("[role=tabpanel]:visible").first.bounding_box()
@@ -254,12 +257,14 @@ def test_who_reads_further_up_is_left_there_until_asking(slowly):
     ask(tab, "long?")
     expect(answers(tab)).to_have_text([LONG])
     ask(tab, "long?")
+    expect(answers(tab)).to_have_count(2)
     expect(answers(tab).last).to_contain_text("word3")
     tab.evaluate("document.querySelector('.ap-talk').scrollTop = 100")
     first = tab.evaluate("document.querySelector('.ap-question').getBoundingClientRect().top")
     expect(answers(tab)).to_have_text([LONG, LONG])
     assert abs(tab.evaluate("document.querySelector('.ap-question').getBoundingClientRect().top") - first) <= 2
     ask(tab, "short?")
+    expect(answers(tab)).to_have_count(3)
     expect(answers(tab).last).to_have_text("yes, it is.")
     end = tab.evaluate(END)
     assert end["top"] <= end["at"] <= end["bottom"]

@@ -10,7 +10,7 @@ from typing import Any
 import typer
 
 from adaptprune.cli.loading import loading_options
-from adaptprune.cli.serve import make_engines, named_models, needs_extra
+from adaptprune.cli.serve import make_engines, named_models, needs_extra, wait_passively
 from adaptprune.errors import AdaptPruneError
 
 
@@ -33,6 +33,7 @@ def command(
 ) -> None:
     """Show a web page: chat, compare, and the pictures of what was kept."""
     needs_extra("web", "gradio", "openai", "fastapi", "uvicorn", "httpx", "prometheus_client")
+    wait_passively()
     from adaptprune.engines.batch.limits import EngineLimits
     from adaptprune.engines.client import Client
     from adaptprune.serve.server import check_numbers

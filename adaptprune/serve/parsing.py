@@ -24,6 +24,8 @@ MAX_ESCAPED = 400_000
 MAX_STRUCTURE = 4 * 2**20
 #: Backslashes in all strings; base64 with "\/" for every slash has half a million in 32 MiB.
 MAX_BACKSLASHES = 2_000_000
+#: Bytes that are looked through at a time.
+STEP = 2**20
 #: Bytes of one key.
 MAX_KEY = 10_000
 #: Characters of a key or value that an error shows.
@@ -59,39 +61,58 @@ def check_size(body: bytes) -> None:
     ServeError
         400.
     """
-    place = members = escaped = backslashes = structure = 0
+    place = members = structure = 0
+    strings = _Strings(body)
     while place < len(body):
         quote = body.find(b'"', place)
         end = len(body) if quote < 0 else quote
         structure += end - place
         if structure > MAX_STRUCTURE:
-            raise bad_request(
-                f"the body has more than {MAX_STRUCTURE:,} bytes besides its strings.", None, "invalid_json"
-            )
+            raise _too_much(f"{MAX_STRUCTURE:,} bytes besides its strings")
         piece = body[place:end]
         members += piece.count(b",") + piece.count(b"[") + piece.count(b"{") + 1
         if members > MAX_MEMBERS:
-            raise bad_request(
-                f"the body has more than {MAX_MEMBERS:,} keys and values in all: send fewer.", None, "invalid_json"
-            )
+            raise _too_much(f"{MAX_MEMBERS:,} keys and values in all")
         if quote < 0:
             return
-        close = body.find(b'"', quote + 1)
-        while close > 0 and _is_escaped(body, quote + 1, close):
-            escaped += 1
-            if escaped > MAX_ESCAPED:
-                raise bad_request(
-                    f"the strings have more than {MAX_ESCAPED:,} escaped quotation marks.", None, "invalid_json"
-                )
-            close = body.find(b'"', close + 1)
-        place = len(body) if close < 0 else close + 1
-        backslashes += body.count(b"\\", quote, place)
-        if backslashes > MAX_BACKSLASHES:
-            raise bad_request(f"the strings have more than {MAX_BACKSLASHES:,} backslashes.", None, "invalid_json")
+        place = strings.end(quote + 1)
         if place - quote > MAX_KEY and body[place : place + 100].lstrip()[:1] == b":":
             name = cut(body[quote + 1 : quote + 2 * SHOWN].decode("utf-8", "replace"))
             problem = f"unknown parameter {name!r}: no key has more than {MAX_KEY:,} bytes."
             raise bad_request(problem, name, "unknown_parameter")
+
+
+class _Strings:
+    """Finds where the strings of a body end, and counts what is escaped in them."""
+
+    def __init__(self, body: bytes) -> None:
+        self._body = body
+        self._escaped = self._backslashes = 0
+
+    def end(self, start: int) -> int:
+        """The place behind the string whose first character is at `start`."""
+        place = start
+        while True:
+            close = self._body.find(b'"', place)
+            self._count(place, len(self._body) if close < 0 else close)
+            if close < 0:
+                return len(self._body)
+            if not _is_escaped(self._body, start, close):
+                return close + 1
+            self._escaped += 1
+            if self._escaped > MAX_ESCAPED:
+                raise _too_much(f"{MAX_ESCAPED:,} escaped quotation marks")
+            place = close + 1
+
+    def _count(self, start: int, stop: int) -> None:
+        for place in range(start, stop, STEP):  # in steps that hold the interpreter for a moment
+            self._backslashes += self._body.count(b"\\", place, min(place + STEP, stop))
+            if self._backslashes > MAX_BACKSLASHES:
+                raise _too_much(f"{MAX_BACKSLASHES:,} backslashes")
+
+
+def _too_much(what: str) -> ServeError:
+    return bad_request(f"the body has more than {what}: send less.", None, "invalid_json")
 
 
 def _is_escaped(body: bytes, start: int, place: int) -> bool:

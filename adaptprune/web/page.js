@@ -10,14 +10,13 @@ element.addEventListener("click", (event) => {
   }
   trigger("click", { act: button.dataset.act });
 });
-// The conversation scrolls in its own box, never the page: to its end, unless its reader has scrolled away from there.
-// A new question is asked at the end: go there.
+// The conversation scrolls in its own box, never the page: to its end, unless its reader has scrolled away from there,
+// and no further than the last lines of the answer stay in view. A new question is asked at the end: go there.
 let follows = true;
 let end = 0;
 let asked = 0;
 element.addEventListener("scroll", ({ target }) => {
-  if (!target.matches(".ap-talk")) return;
-  follows = target.scrollHeight - target.scrollTop - target.clientHeight < 40;
+  if (target.matches(".ap-talk")) follows = target.scrollTop >= end - 40;
 }, true);
 watch("value", () => {
   const box = element.querySelector(".ap-talk");
@@ -25,7 +24,9 @@ watch("value", () => {
   const questions = element.querySelectorAll(".ap-exchange").length;
   if (box.scrollTop < end - 40) follows = false; // the event of it is still to come
   if (follows || questions !== asked) {
-    box.scrollTop = box.scrollHeight;
+    const answer = [...box.querySelectorAll(".ap-answer")].at(-1).getBoundingClientRect();
+    const lastLines = answer.bottom - box.getBoundingClientRect().top + box.scrollTop - 60;
+    box.scrollTop = Math.min(box.scrollHeight, lastLines);
     end = box.scrollTop;
     follows = true;
   }
