@@ -87,15 +87,25 @@ def page(
         The port is taken, or the log cannot be written.
     """
     from adaptprune.web.page import Page
-    from adaptprune.web.theme import css, theme
 
     log = ConversationLog(log_folder)
     blocks = Page(Desk(client, log), about).build()
     blocks.queue(default_concurrency_limit=32, max_size=256)
+    url = _launch(blocks, host, port or _free_port(host), auth, hosts)
+    try:
+        yield url.rstrip("/")
+    finally:
+        blocks.close(verbose=False)
+        log.close()
+
+
+def _launch(blocks: Any, host: str, port: int, auth: tuple[str, str] | None, hosts: tuple[str, ...] | None) -> str:
+    from adaptprune.web.theme import css, theme
+
     try:
         _, url, _ = blocks.launch(
             server_name=host,
-            server_port=port or _free_port(host),
+            server_port=port,
             auth=auth,
             share=False,
             quiet=True,
@@ -111,11 +121,7 @@ def page(
         )
     except OSError as error:
         raise AdaptPruneError(f"the page cannot listen on {host}:{port} ({error}): choose another --port.") from None
-    try:
-        yield url.rstrip("/")
-    finally:
-        blocks.close(verbose=False)
-        log.close()
+    return str(url)
 
 
 def _outermost(hosts: tuple[str, ...] | None) -> Callable[[Any], Any]:
