@@ -32,6 +32,7 @@ OPTIONAL = (
     "httpx",
     "llguidance",
     "prometheus-client",
+    "pydantic",
     "smg",
     "gradio",
     "torchvision",

@@ -302,7 +302,7 @@ def _memory() -> int:
 
 def test_an_idle_server_keeps_no_memory_of_its_answers(checkpoint, monkeypatch):
     """Rows and their cache are dropped as they leave; a moment later the allocator's reserve goes back, once."""
-    from adaptprune.engines.batch import loop as module
+    from adaptprune.engines.batch import engine as module
 
     given_back = []
     monkeypatch.setattr(module, "IDLE", 0.2)

@@ -34,7 +34,7 @@ MISTAKES = {
         "--register",
         "http://a",
     ],
-    "cannot load '/nowhere'": ["serve", "--model", "a=/nowhere"],
+    "cannot use '/nowhere'": ["serve", "--model", "a=/nowhere"],
     "--hang-after 0.0 is not allowed": ["serve", "--hang-after", "0"],
     "--log-level 'loud' is not allowed": ["serve", "--log-level", "loud"],
     "--allow-image-hosts 'http://a.b' is not allowed": ["serve", "--allow-image-hosts", "http://a.b"],

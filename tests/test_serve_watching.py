@@ -180,13 +180,15 @@ def test_many_short_turns_are_no_long_one(checkpoint, monkeypatch):
     """An engine that has been at work for longer than the bound, step after step, is not hung."""
     model, processor = adaptprune.load(checkpoint)
     model.generation_config.eos_token_id = None
-    engine = Engine("tiny", model, processor, EngineLimits(hang_after=0.5))
+    engine = Engine("tiny", model, processor, EngineLimits(hang_after=2))
     with live(engine) as server:
         original = engine._batch.step
-        monkeypatch.setattr(engine._batch, "step", lambda: (time.sleep(0.02), original())[1])
+        monkeypatch.setattr(engine._batch, "step", lambda: (time.sleep(0.05), original())[1])
+        start = time.monotonic()
         stream = server.client().chat.completions.create(model="tiny", messages=user("a"), max_tokens=60, stream=True)
         for _ in stream:
             assert not engine.hung
+        assert time.monotonic() - start > engine.limits.hang_after
         assert httpx.get(f"{server.url}/health").json() == {"status": "ok"}
 
 
