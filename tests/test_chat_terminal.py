@@ -23,7 +23,8 @@ def test_piped_questions(tmp_path):
     text = "What colour is the triangle?\n/prune 7\nWhat shape is the pink object?\n/save talk.json"
     done = run("--image", "example:cloth", "--keep-ratio", "0.1", text=text, cwd=tmp_path)
     assert done.stdout == "orange\nheart\n"
-    first, wrong, second, wrote = done.stderr.splitlines()
+    notice, first, wrong, second, wrote = done.stderr.splitlines()
+    assert "toy" in notice
     assert first.startswith("kept 57 of 576 visual tokens, read 587 of 587 tokens, first token ")
     assert wrong == "error: keep_ratio=7 is not allowed: use a number above 0 and at most 1."
     assert "read 12 of 600 tokens" in second
