@@ -12,11 +12,11 @@ import adaptprune
 from adaptprune.chat.session import Quit, Session, Settings
 from adaptprune.chat.terminal import completer
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.client import Client, ClientError
 from adaptprune.engines.local import LocalEngine
 from adaptprune.engines.protocol import Pruning, never, quiet
 from adaptprune.engines.remote import RemoteEngine
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
 from adaptprune.methods import make_pruner

@@ -9,13 +9,20 @@ from typing import Any
 
 import pytest
 
-from adaptprune.engines.protocol import Answer
 from adaptprune.prompts import Turn
 from adaptprune.testing.zoo import SPECIMENS
 from tests.commands import Ran, run_here
 from tests.families import FAMILY
 from tests.front_ends import (
-    RATIO, STEPS, Expected, ask_library, conversations, expected, method, outspoken, pictures,
+    RATIO,
+    STEPS,
+    Expected,
+    ask_library,
+    conversations,
+    expected,
+    method,
+    outspoken,
+    pictures,
 )  # fmt: skip
 
 #: What is said of checkpoints that need a package which these tests do without, or a tower of the zoo's own.

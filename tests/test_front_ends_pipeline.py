@@ -12,7 +12,15 @@ import transformers
 import adaptprune
 from tests.families import FAMILY
 from tests.front_ends import (
-    STEPS, ask_library, conversations, expected, messages, options, outspoken, pictures, written,
+    STEPS,
+    ask_library,
+    conversations,
+    expected,
+    messages,
+    options,
+    outspoken,
+    pictures,
+    written,
 )  # fmt: skip
 
 TEXT = (Path(__file__).parents[1] / "docs" / "models.md").read_text()

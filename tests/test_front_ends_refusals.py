@@ -15,12 +15,12 @@ from PIL import Image
 from adaptprune import AdaptPruneError
 from adaptprune.engines.batch.ask import Question, ask_all
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.client import Client
 from adaptprune.engines.errors import EngineError
 from adaptprune.engines.local import LocalEngine
 from adaptprune.engines.protocol import Answer, Pruning
 from adaptprune.engines.remote import RemoteEngine
+from adaptprune.engines.sampling import Sampling
 from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import UNPRUNED, Column
 from adaptprune.eval.task import Item
@@ -94,9 +94,7 @@ def test_a_picture_s_tokens_in_a_text(family):
         assert token in prompter.text([Turn("user", [f"w1 {token} w2"])])
     innocent = [pictures(family)[0], f"w1 {others(family)[0]} nonsense w2"]
     texts = [*marks(family).values(), None]
-    items = [
-        Item(str(number), "p", lambda: [], text if text else innocent[1], None, "") for number, text in enumerate(texts)
-    ]
+    items = [Item(str(number), "p", list, text if text else innocent[1], None, "") for number, text in enumerate(texts)]
     with Asker(one.model, one.processor, "model", len(items)) as asker:
         found, _ = ask_all(
             asker.engine, [Question([Turn("user", [text] if text else innocent)], SHORT) for text in texts]
@@ -137,7 +135,7 @@ def test_words_alone_where_a_picture_is_needed(family):
             server.client().chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}])
         with pytest.raises(AdaptPruneError, match=said):
             server.engines["tiny"].ask([Turn("user", [text])], SHORT)
-    items = [Item("0", "p", lambda: [], text, None, ""), Item("1", "", lambda: [], text, None, "")]
+    items = [Item("0", "p", list, text, None, ""), Item("1", "", list, text, None, "")]
     with Asker(one.model, one.processor, "model", 2) as asker:
         (answer, error), _ = asker.ask(items, {"p": [pictures(family)[0]], "": []}, Column(UNPRUNED), 1)
     assert isinstance(answer, Answer)

@@ -13,11 +13,12 @@ from transformers import DynamicCache
 
 import adaptprune
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.batch.jobs import Delta, Done, Failed, Row, Sampling
+from adaptprune.engines.batch.jobs import Delta, Done, Failed, Row
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.batch.slots import Slots
 from adaptprune.engines.errors import EngineError
 from adaptprune.engines.protocol import Pruning
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn

@@ -19,8 +19,9 @@ from transformers import (
 
 import adaptprune
 from adaptprune.engines.batch.batch import Batch
-from adaptprune.engines.batch.jobs import Job, Sampling
+from adaptprune.engines.batch.jobs import Job
 from adaptprune.engines.batch.slots import Slots
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import FAMILIES, Family, Layout
 from adaptprune.families.base import raster

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 import adaptprune
 from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.grammar import Grammars
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.batch.vocabulary import ByteText, Vocabulary
 from adaptprune.engines.errors import EngineError
+from adaptprune.engines.sampling import Sampling
 from tests import writers
 from tests.serving import data_url, live, picture, tiny, user
 from tests.test_serve_batch import ask, empty, request

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import adaptprune
-from adaptprune.engines.batch.jobs import Row, Sampling
+from adaptprune.engines.batch.jobs import Row
 from adaptprune.engines.batch.scores import TokenScores
 from adaptprune.engines.batch.vocabulary import Vocabulary
+from adaptprune.engines.sampling import Sampling
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn

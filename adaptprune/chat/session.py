@@ -10,8 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.protocol import KEPT_CACHE, NONE, Answer, Engine, Pruning
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
 from adaptprune.prompts import Turn

@@ -33,8 +33,8 @@ def command(
     """Talk about images in the terminal, with a model here or on a server; /help lists its commands."""
     from adaptprune.chat.session import Session, Settings
     from adaptprune.chat.terminal import Terminal
-    from adaptprune.engines.batch.jobs import Sampling
     from adaptprune.engines.protocol import Pruning
+    from adaptprune.engines.sampling import Sampling
     from adaptprune.images import open_image
 
     if server is None and method is None:

@@ -32,7 +32,7 @@ def command(
     pruning = _pruning(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)
     pruner = pruning.pruner()
     _check_overlay(overlay, image, pruner)
-    from adaptprune.engines.batch.jobs import Sampling
+    from adaptprune.engines.sampling import Sampling
     from adaptprune.images import open_image
 
     sampling = Sampling(max_new_tokens, temperature, seed=seed)

@@ -4,10 +4,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from adaptprune.engines.batch.jobs import Sampling
     from adaptprune.engines.local import LocalEngine
     from adaptprune.engines.protocol import Answer, Engine, Pruning
     from adaptprune.engines.remote import RemoteEngine
+    from adaptprune.engines.sampling import Sampling
 
 _HOMES = {
     "Answer": "protocol",
@@ -15,7 +15,7 @@ _HOMES = {
     "LocalEngine": "local",
     "Pruning": "protocol",
     "RemoteEngine": "remote",
-    "Sampling": "batch.jobs",
+    "Sampling": "sampling",
 }
 __all__ = ["Answer", "Engine", "LocalEngine", "Pruning", "RemoteEngine", "Sampling"]
 

@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.errors import refused
 from adaptprune.engines.protocol import KEPT_CACHE, PICTURES, Answer, Pruning, never, quiet
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.families import family_of
 from adaptprune.hooks import PruneHandle, prune

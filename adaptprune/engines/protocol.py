@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from adaptprune.checks import whole
-from adaptprune.engines.batch.jobs import Sampling
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn

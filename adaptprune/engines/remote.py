@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url
 from adaptprune.engines.protocol import NONE, PICTURES, Answer, Pruning, never, quiet
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.prompts import Turn
 from adaptprune.registry import did_you_mean

@@ -12,10 +12,11 @@ from PIL import Image
 
 from adaptprune.engines.batch.ask import Question, ask_all
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.batch.jobs import Sampling, Usage
+from adaptprune.engines.batch.jobs import Usage
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.errors import EngineError
 from adaptprune.engines.protocol import Answer
+from adaptprune.engines.sampling import Sampling
 from adaptprune.eval import speed
 from adaptprune.eval.columns import DOWNSAMPLE, Column
 from adaptprune.eval.task import Item

@@ -13,8 +13,8 @@ from typing import Any
 from PIL import Image
 
 from adaptprune.disk import write_text
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.protocol import NONE, Engine, Pruning
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import reason
 from adaptprune.eval.columns import Column
 from adaptprune.eval.task import Item, Task

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from PIL import Image
 
 from adaptprune.engines.batch.engine import Engine
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.protocol import Pruning
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Sampling, Usage
+from adaptprune.engines.batch.jobs import Delta, Done, Event, Failed, Job, Usage
 from adaptprune.engines.errors import EngineError
 from adaptprune.engines.protocol import Answer
+from adaptprune.engines.sampling import Sampling
 from adaptprune.prompts import Turn
 from adaptprune.pruner import Pruner
 

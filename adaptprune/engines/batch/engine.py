@@ -22,13 +22,14 @@ from adaptprune.engines.batch.ask import ask, stream
 from adaptprune.engines.batch.batch import Batch, BrokenOff, Counters, Written
 from adaptprune.engines.batch.grammar import Grammars
 from adaptprune.engines.batch.intake import Intake
-from adaptprune.engines.batch.jobs import Event, Job, Sampling
+from adaptprune.engines.batch.jobs import Event, Job
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.batch.memory import give_back
 from adaptprune.engines.batch.vocabulary import Vocabulary
 from adaptprune.engines.batch.watch import Watch
 from adaptprune.engines.errors import EngineError, from_exception, out_of_memory, refused, shutting_down, too_late
 from adaptprune.engines.protocol import BATCHING, PICTURES, Answer, Pruning, never, quiet
+from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams import parts
 from adaptprune.prompts import Prompter, PromptError, Turn, images_of

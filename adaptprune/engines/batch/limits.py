@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from adaptprune.engines.batch.jobs import Sampling
 from adaptprune.engines.errors import refused
+from adaptprune.engines.sampling import Sampling
 
 
 @dataclass(frozen=True)
