@@ -104,7 +104,7 @@ def build(layers: int, width: int, dtype: torch.dtype, device: torch.device) -> 
     ids = torch.randint(0, IMAGE_TOKEN, (1, TEXT + VISUAL))
     ids[0, 35 : 35 + VISUAL] = IMAGE_TOKEN
     pixels = torch.randn(1, 3, 14 * SIDE, 14 * SIDE).to(device, dtype)
-    return model, {"input_ids": ids.to(device), **parts.handed_ahead(model, pixels, [0])}
+    return model, {"input_ids": ids.to(device), **parts.handed_ahead(model, pixels)}
 
 
 def mlp_width(width: int) -> int:

@@ -167,24 +167,11 @@ def ready(features: Mapping[str, Any]) -> dict[str, Any]:
     return {READY: dict(features)}
 
 
-def handed_ahead(model: Any, pictures: Tensor, order: list[int], **options: Any) -> dict[str, Any]:
-    """The arguments that hand pictures to forwards: encoded here, once, if the model takes features.
-
-    Parameters
-    ----------
-    pictures : Tensor, (n, 3, H, W)
-    order : list of int
-        Which of them the prompts show, one after another; a picture may be shown several times.
-    **options
-        Of the encode method. A model that takes no features (before transformers 5.18) cannot be handed them.
-    """
+def handed_ahead(model: Any, pictures: Tensor) -> dict[str, Any]:
+    """The arguments that hand pictures, (n, 3, H, W), to forwards: encoded here if the model takes features."""
     if takes_ready(model):
-        encoded = getattr(model, ENCODERS["image"])(pictures, **options)
-        features = features_of(encoded)
-        return ready({"image": type(encoded)(pooler_output=[features[place] for place in order])})
-    if options:
-        raise misfit("features that are encoded ahead", f"{type(model).__name__} does not take them")
-    return {PICTURES["image"]: pictures[order]}
+        return ready({"image": getattr(model, ENCODERS["image"])(pictures)})
+    return {PICTURES["image"]: pictures}
 
 
 def takes_ready(base: nn.Module) -> bool:
