@@ -51,9 +51,7 @@ class Expected:
 def outspoken(family: str) -> Any:
     """A family's specimen, of its own for these tests, that answers with words only: every token of an answer shows."""
     one = SPECIMENS[family]("sdpa")
-    one.model.generation_config.suppress_tokens = [
-        number for token, number in VOCABULARY.items() if token not in WORDS
-    ]
+    one.model.generation_config.suppress_tokens = [number for token, number in VOCABULARY.items() if token not in WORDS]
     return one
 
 

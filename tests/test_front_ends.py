@@ -1,4 +1,4 @@
-"""Every front end gives every family's answers as the library does: one and two pictures, words alone, pruned or not."""
+"""Every front end gives every family's answers as the library does: one picture, two and none, pruned or not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
-import pytest
 from torch.nn.modules.module import register_module_forward_pre_hook
 
 from adaptprune.chat.session import Session, Settings
@@ -29,9 +28,21 @@ from adaptprune.hooks.seams import parts_of
 from adaptprune.prompts import Turn
 from tests.families import FAMILY
 from tests.front_ends import (
-    RATIO, STEPS, Case, Expected, ask_library, cases, conversations, expected, method, options, outspoken, pictures,
-    pruner, pruning,
-)  # fmt: skip
+    RATIO,
+    STEPS,
+    Case,
+    Expected,
+    ask_library,
+    cases,
+    conversations,
+    expected,
+    method,
+    options,
+    outspoken,
+    pictures,
+    pruner,
+    pruning,
+)
 from tests.serving import data_url, live
 
 GREEDY = Sampling(STEPS, temperature=0.0)
@@ -78,7 +89,9 @@ def test_run_and_chat(family):
     engine, seconds = LocalEngine(one.model, one.processor), []
     try:
         for case in cases(family):
-            same(engine.ask(case.turns, GREEDY, pruning(family, case.pruned)), found[case.name, case.pruned], case.pruned)
+            same(
+                engine.ask(case.turns, GREEDY, pruning(family, case.pruned)), found[case.name, case.pruned], case.pruned
+            )
         for pruned in (False, True):
             session = Session(engine, Settings(pruning(family, pruned), GREEDY), quiet)
             session._pending = [("first", pictures(family)[0])]
@@ -99,7 +112,9 @@ def test_the_batch_engine(family):
     asked = cases(family)
     with started(engine_of(one)) as engine:
         for case in asked[1:4]:
-            same(engine.ask(case.turns, GREEDY, pruning(family, case.pruned)), found[case.name, case.pruned], case.pruned)
+            same(
+                engine.ask(case.turns, GREEDY, pruning(family, case.pruned)), found[case.name, case.pruned], case.pruned
+            )
         questions = [Question(case.turns, GREEDY, pruner(family) if case.pruned else None) for case in asked]
         together, _ = ask_all(engine, questions)
         for case, (answer, _) in zip(asked, together, strict=True):
@@ -145,7 +160,12 @@ def test_eval(family):
     one, found = outspoken(family), dict(expected(family))
     first, second, third = pictures(family)
     shown = {"a": [first], "b": [second, third], "": []}
-    asked = [("one", "a", "w3 w4 w5 w6"), ("both", "b", "w7 w8"), ("again", "a", "w9 w10 w11"), ("text", "", "w14 w15 w16")]
+    asked = [
+        ("one", "a", "w3 w4 w5 w6"),
+        ("both", "b", "w7 w8"),
+        ("again", "a", "w9 w10 w11"),
+        ("text", "", "w14 w15 w16"),
+    ]
     asked = [ask for ask in asked if ask[0] in ("both", "again") or ask[0] in conversations(family)]
     tower = tower_of(family)
     calls = {name: tower_runs(family, shown[name], tower) for name in ("a", "b")}
@@ -154,11 +174,12 @@ def test_eval(family):
         for pruned in columns:
             if (name, pruned) not in found:
                 found[name, pruned] = ask_library(family, [Turn("user", [*shown[picture], words])], pruned)
-    items = [Item(name, picture, lambda: [], words, None, "") for name, picture, words in asked]
+    items = [Item(name, picture, list, words, None, "") for name, picture, words in asked]
     with Asker(one.model, one.processor, "model", len(items)) as asker, counting(one.model) as runs:
         for pruned, column in columns.items():
             answers, times = asker.ask(items, shown, column, STEPS)
-            assert times is not None and times.rows == len(items)
+            assert times is not None
+            assert times.rows == len(items)
             for item, answer in zip(items, answers, strict=True):
                 same(answer, found[item.id, pruned], pruned)
     assert runs[tower] == sum(calls.values())

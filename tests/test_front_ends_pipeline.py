@@ -12,8 +12,16 @@ import transformers
 import adaptprune
 from tests.families import FAMILY
 from tests.front_ends import (
-    STEPS, ask_library, conversations, expected, messages, options, outspoken, pictures, written,
-)  # fmt: skip
+    STEPS,
+    ask_library,
+    conversations,
+    expected,
+    messages,
+    options,
+    outspoken,
+    pictures,
+    written,
+)
 
 TEXT = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 #: The zoo's stand-ins for processors that need torchvision or take fewer kinds of lists are no `ProcessorMixin`: the

@@ -94,9 +94,7 @@ def test_a_picture_s_tokens_in_a_text(family):
         assert token in prompter.text([Turn("user", [f"w1 {token} w2"])])
     innocent = [pictures(family)[0], f"w1 {others(family)[0]} nonsense w2"]
     texts = [*marks(family).values(), None]
-    items = [
-        Item(str(number), "p", lambda: [], text if text else innocent[1], None, "") for number, text in enumerate(texts)
-    ]
+    items = [Item(str(number), "p", list, text if text else innocent[1], None, "") for number, text in enumerate(texts)]
     with Asker(one.model, one.processor, "model", len(items)) as asker:
         found, _ = ask_all(
             asker.engine, [Question([Turn("user", [text] if text else innocent)], SHORT) for text in texts]
@@ -105,7 +103,8 @@ def test_a_picture_s_tokens_in_a_text(family):
     for token, error, other in zip(marks(family), found, answers, strict=False):
         refuses(token, error)
         refuses(token, other)
-    assert isinstance(found[-1], tuple) and isinstance(answers[-1], Answer)
+    assert isinstance(found[-1], tuple)
+    assert isinstance(answers[-1], Answer)
     assert found[-1][0].text == answers[-1].text
 
 
@@ -137,8 +136,9 @@ def test_words_alone_where_a_picture_is_needed(family):
             server.client().chat.completions.create(model="tiny", messages=[{"role": "user", "content": text}])
         with pytest.raises(AdaptPruneError, match=said):
             server.engines["tiny"].ask([Turn("user", [text])], SHORT)
-    items = [Item("0", "p", lambda: [], text, None, ""), Item("1", "", lambda: [], text, None, "")]
+    items = [Item("0", "p", list, text, None, ""), Item("1", "", list, text, None, "")]
     with Asker(one.model, one.processor, "model", 2) as asker:
         (answer, error), _ = asker.ask(items, {"p": [pictures(family)[0]], "": []}, Column(UNPRUNED), 1)
     assert isinstance(answer, Answer)
-    assert isinstance(error, EngineError) and re.search(said, error.message)
+    assert isinstance(error, EngineError)
+    assert re.search(said, error.message)
