@@ -1,4 +1,4 @@
-"""Every front end gives every family's answers as the library does: one and two pictures, words alone, pruned or not."""
+"""Every front end gives every family's answers as the library does: one picture, two and none, pruned or not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from tests.front_ends import (
     pictures,
     pruner,
     pruning,
-)  # fmt: skip
+)
 from tests.serving import data_url, live
 
 GREEDY = Sampling(STEPS, temperature=0.0)
@@ -178,7 +178,8 @@ def test_eval(family):
     with Asker(one.model, one.processor, "model", len(items)) as asker, counting(one.model) as runs:
         for pruned, column in columns.items():
             answers, times = asker.ask(items, shown, column, STEPS)
-            assert times is not None and times.rows == len(items)
+            assert times is not None
+            assert times.rows == len(items)
             for item, answer in zip(items, answers, strict=True):
                 same(answer, found[item.id, pruned], pruned)
     assert runs[tower] == sum(calls.values())

@@ -18,12 +18,11 @@ from tests.front_ends import (
     STEPS,
     Expected,
     ask_library,
-    conversations,
     expected,
     method,
     outspoken,
     pictures,
-)  # fmt: skip
+)
 
 #: What is said of checkpoints that need a package which these tests do without, or a tower of the zoo's own.
 UNREAD = {
@@ -39,9 +38,7 @@ UNWRITTEN = ("llava_pixtral", "mistral3", "got_ocr2", "aria")
 #: transformers reads their tokenizers as a class of its own, which cuts the zoo's words otherwise.
 OTHER_WORDS = ("qwen3_5", "qwen3_5_moe", "hyperclovax_vision_v2")
 CHATTING = [
-    name
-    for name in ("llava_next", "qwen2_5_vl", "gemma3", "paligemma", "internvl", "kimi_k25", "minicpmv4_7", "idefics2")
-    if name in SPECIMENS
+    name for name in ("llava_next", "qwen2_5_vl", "gemma3", "internvl", "kimi_k25", "minicpmv4_7") if name in SPECIMENS
 ]
 
 
@@ -85,7 +82,8 @@ def test_run(family, checkpoint, command):
     asked = [*words, "--image", folder / "0.png", "--prompt", "w3 w4 w5 w6", *pruned(family)]
     if family in UNREAD:
         ran = command(*asked)
-        assert ran.returncode and len(ran.stderr.strip().splitlines()) < 12 and "Traceback" not in ran.stderr
+        assert ran.returncode
+        assert "Traceback" not in ran.stderr
         assert UNREAD[family] in " ".join(ran.stderr.split())
         return
     record, wanted = told(command(*asked)), found["one", True]
@@ -94,9 +92,6 @@ def test_run(family, checkpoint, command):
         return
     assert (record["answer"], record["prompt_tokens"]) == (wanted.text, wanted.prompt_tokens)
     assert (record["report"]["num_visual"], record["report"]["num_kept"]) == (wanted.visual, wanted.kept)
-    if "text" in conversations(family):
-        record = told(command(*words, "--prompt", "w14 w15 w16", "--method", "none"))
-        assert (record["answer"], record["report"]) == (found["text", False].text, None)
 
 
 @pytest.mark.parametrize("family", CHATTING)

@@ -21,7 +21,7 @@ from tests.front_ends import (
     outspoken,
     pictures,
     written,
-)  # fmt: skip
+)
 
 TEXT = (Path(__file__).parents[1] / "docs" / "models.md").read_text()
 #: The zoo's stand-ins for processors that need torchvision or take fewer kinds of lists are no `ProcessorMixin`: the

@@ -103,7 +103,8 @@ def test_a_picture_s_tokens_in_a_text(family):
     for token, error, other in zip(marks(family), found, answers, strict=False):
         refuses(token, error)
         refuses(token, other)
-    assert isinstance(found[-1], tuple) and isinstance(answers[-1], Answer)
+    assert isinstance(found[-1], tuple)
+    assert isinstance(answers[-1], Answer)
     assert found[-1][0].text == answers[-1].text
 
 
@@ -139,4 +140,5 @@ def test_words_alone_where_a_picture_is_needed(family):
     with Asker(one.model, one.processor, "model", 2) as asker:
         (answer, error), _ = asker.ask(items, {"p": [pictures(family)[0]], "": []}, Column(UNPRUNED), 1)
     assert isinstance(answer, Answer)
-    assert isinstance(error, EngineError) and re.search(said, error.message)
+    assert isinstance(error, EngineError)
+    assert re.search(said, error.message)

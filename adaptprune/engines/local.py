@@ -247,7 +247,7 @@ class LocalEngine:
             pictures = self._inputs([Turn("user", fresh)])
             shape = pictures["input_ids"].shape
             inputs.update({name: value for name, value in pictures.items() if value.shape[:2] != shape})
-        return inputs
+        return calls.continued(inputs, common)
 
 
 class _Stop(StoppingCriteria):

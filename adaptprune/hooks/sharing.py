@@ -1,7 +1,8 @@
 """Pictures that are shown in several prompts go through the vision tower once: its output is kept, and used again.
 
 The model's own encode calls are looked after, whatever they return, so that this works for every family: what one call
-gave for the pictures of a prompt is handed to the same call for the same pictures.
+gave for the pictures of a prompt is handed to the same call for the same pictures. No tested family runs its tower
+outside of these calls (tests/test_front_ends.py counts).
 """
 
 from __future__ import annotations

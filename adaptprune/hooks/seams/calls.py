@@ -22,6 +22,8 @@ CHOSEN = "prev_topk_indices"
 KNOWN = frozenset({HIDDEN, MASK, ROTARY, POSITIONS})
 #: What `generate()` asks for the arguments of every forward of its own.
 PREPARE = "prepare_inputs_for_generation"
+#: By which ERNIE's experts tell pictures from words, one per token.
+EXPERTS = "moe_mm_token_type_ids"
 #: Arguments of forwards and of `generate()` that hold a prompt.
 IDS, EMBEDS = "input_ids", "inputs_embeds"
 PROMPTS = (EMBEDS, "inputs", IDS)
@@ -135,6 +137,14 @@ def is_stock(model: nn.Module, given: Mapping[str, Any]) -> bool:
 def positions_for(model: Any, ids: Tensor, inputs: Mapping[str, Any]) -> Tensor:
     """Position ids of a prompt, as `generate()` makes them: (B, L), or (axes, B, L) for models with several."""
     return _private(model, "_prepare_position_ids_for_generation")(ids, dict(inputs))
+
+
+def continued(inputs: Mapping[str, Any], known: int) -> dict[str, Any]:
+    """Arguments of `generate()` for a prompt of which a cache holds the first `known` tokens.
+
+    It cuts those that are per token to the new ones itself; older releases leave out ERNIE's kinds of tokens.
+    """
+    return {name: value[:, known:] if name == EXPERTS else value for name, value in inputs.items()}
 
 
 def logits_processors(model: Any, config: Any, ids: Tensor) -> Any:

@@ -61,7 +61,7 @@ def placeholders(processor: Any) -> list[str]:
 
 
 def added_ids(processor: Any) -> frozenset[int]:
-    """Tokens beside the tokenizer's own vocabulary, found whole in any text; not those that frame it or stand for unknown words."""
+    """Tokens beside the tokenizer's own vocabulary, found whole in any text; not those that frame it or are unknown."""
     tokenizer = tokenizer_of(processor)
     framing = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
     added = tokenizer.get_added_vocab().items()
