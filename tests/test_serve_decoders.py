@@ -19,15 +19,17 @@ from transformers import (
 
 import adaptprune
 from adaptprune.engines.batch.batch import Batch
+from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.jobs import Job
 from adaptprune.engines.batch.slots import Slots
+from adaptprune.engines.protocol import Pruning
 from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import FAMILIES, Family, Layout
 from adaptprune.families.base import raster
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import Prompter, Turn
-from adaptprune.testing.zoo import SPECIMENS
+from adaptprune.testing.zoo import SPECIMENS, specimen
 from tests.families import FAMILY, suiting
 from tests.tiny import batch, prompt
 
@@ -202,3 +204,16 @@ def test_every_family_is_served(family):
     assert written(model, [(inputs, None, TOKENS)]) == [plain]
     requests = [(inputs, pruner, TOKENS), (inputs, None, TOKENS), (inputs, pruner, TOKENS // 2)]
     assert written(model, requests) == [expected, plain, expected[: TOKENS // 2]]
+
+
+def test_what_does_not_suit_a_model_is_refused_before_anything_is_read():
+    """A layer outside of it, one that is too early or too late for it, a rule that lacks its cue."""
+    wrong = {"llava": ("fastv:layer=99", "outside the model"), "qwen3_vl": ("random:layer=0", "too early"),
+             "gemma4": ("random:layer=5", "too late"), "qwen3_5": ("fastv:layer=1", "attention")}  # fmt: skip
+    for family, (method, said) in wrong.items():
+        if family not in SPECIMENS:
+            continue  # not in this release
+        one = specimen(family)
+        with pytest.raises(AdaptPruneError, match=said):
+            Engine(family, one.model, one.processor).check(Pruning(method))
+        Engine(family, one.model, one.processor).check(Pruning("none"))

@@ -85,6 +85,12 @@ def prune(
     return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, check=check, learned=learned)
 
 
+def check_suits(model: nn.Module, pruner: Pruner) -> None:
+    """Raise AdaptPruneError if a rule, or a layer that it names, does not suit a model. Puts nothing on it."""
+    selector = Selector(pruner, parts.parts_of(model), lambda: None)
+    selector.check(family_of(model.config).smallest_layer(model.config))
+
+
 class PruneHandle:
     """Hooks on one model. Made by `prune`.
 

@@ -31,6 +31,7 @@ from adaptprune.engines.errors import EngineError, from_exception, out_of_memory
 from adaptprune.engines.protocol import BATCHING, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.handle import check_suits
 from adaptprune.hooks.seams import parts
 from adaptprune.prompts import Prompter, PromptError, Turn, images_of
 from adaptprune.pruner import Pruner
@@ -163,15 +164,8 @@ class Engine:
         """Raise AdaptPruneError if this model cannot be pruned so."""
         pruning.check()
         pruner = pruning.pruner(self.pruner)
-        if pruner is None:
-            return
-        layers = parts.num_layers(self.model.config)
-        for layer in pruner.schedule(layers):
-            if not 0 <= layer < layers:
-                raise AdaptPruneError(
-                    f"layer={layer} is outside the model, which has {layers} decoder layers: use "
-                    f"{pruner.smallest_layer} to {layers - 1}."
-                )
+        if pruner is not None:
+            check_suits(self.model, pruner)
 
     def submit(self, job: Job, turns: Sequence[Turn]) -> None:
         """Build the model's inputs and put the request in the queue. Slow (images): not for an event loop.

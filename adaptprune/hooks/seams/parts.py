@@ -264,11 +264,6 @@ def context(config: Any) -> int | None:
     return getattr(text_config(config), "max_position_embeddings", None)
 
 
-def num_layers(config: Any) -> int:
-    """Decoder layers of a model with this config."""
-    return int(text_config(config).num_hidden_layers)
-
-
 def sliding_window(decoder: nn.Module) -> int | None:
     """The window of a decoder that has sliding layers; None if every layer sees everything."""
     config: Any = decoder.config
