@@ -19,7 +19,7 @@ from adaptprune.images import open_image
 from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings
 from adaptprune.serve.guard import GuardLimits, Keys
-from tests.serving import data_url, live, tiny, user
+from tests.serving import data_url, live, picture, tiny, user
 
 QUESTION = "What colour is the triangle?"
 
@@ -333,3 +333,22 @@ def test_a_body_above_the_limit(checkpoint):
             f"{server.url}/v1/chat/completions", content=chunks(), headers={"content-type": "application/json"}
         )
         assert answer.status_code == 413
+
+
+def test_asking_for_a_picture_changes_no_pruning(checkpoint):
+    """A server without pruning stays without, whatever is asked about it; a ratio alone asks for the default rule."""
+    engine = Engine("tiny", *adaptprune.load(checkpoint))
+    with live(engine) as server:
+
+        def kept(**pruning):
+            answer = server.client().chat.completions.create(
+                model="tiny", messages=user("what ?", data_url(picture(1))), max_tokens=2, extra_body={"pruning": pruning}
+            )
+            found = answer.usage.model_extra["pruning"]
+            return found["method"], found["visual_tokens_kept"] < found["visual_tokens"]
+
+        assert kept(return_overlay=True, return_kept=True) == (None, False)
+        assert kept(method=None, return_overlay=True) == (None, False)
+        method, fewer = kept(keep_ratio=0.25)
+        assert method.startswith("adaptprune:keep_ratio=0.25")
+        assert fewer

@@ -62,6 +62,8 @@ def pruner(ask: ChatRequest, engine: Engine) -> Pruner | None:
         return engine.pruner
     options = dict(ask.pruning.__pydantic_extra__ or {})
     method = ask.pruning.method
+    if method is None and not options:  # what is asked for is a picture, say
+        return engine.pruner
     if method == "none":
         if options:
             raise bad_request('method "none" has no options.', "pruning", "bad_pruning_options")
