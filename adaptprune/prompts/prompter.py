@@ -87,6 +87,8 @@ class Prompter:
             wanted: dict[str, Any] = {"return_tensors": "pt", **self._options, **options}
             if len(texts) > 1:
                 wanted["padding"] = True
+            if processors.begun(processor, texts[0]):
+                wanted["add_special_tokens"] = False
             try:
                 # nested: one list of images per prompt, which every processor reads alike
                 made = processor(images=images if any(images) else None, text=texts, **wanted)

@@ -53,6 +53,12 @@ def templated(
     return text
 
 
+def begun(processor: Any, text: str) -> bool:
+    """Whether a prompt's text begins with the token that the tokenizer would put there, so that there would be two."""
+    first = tokenizer_of(processor).bos_token
+    return bool(first) and text.startswith(first)
+
+
 def placeholders(processor: Any) -> list[str]:
     """What stands for a picture, a video or a sound in a prompt's text."""
     names = ("video_token", "audio_token")
