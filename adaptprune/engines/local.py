@@ -110,7 +110,7 @@ class LocalEngine:
         full = self._inputs(turns)
         ids = full["input_ids"]
         room = self._limits.room(ids.shape[1], parts.context(self.model.config), sampling)
-        common = self._keep_common(ids[0].tolist(), images)
+        common, inputs = self._continued(full, images)
         fresh = images[len(self._images) :]
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
@@ -119,7 +119,7 @@ class LocalEngine:
         start = time.perf_counter()
         try:
             output = self.model.generate(
-                **self._continued(full, fresh, common),
+                **inputs,
                 **kv.handing(self.model, self._cache),
                 streamer=stream,
                 stopping_criteria=StoppingCriteriaList([_Stop(stopping)]),
@@ -211,7 +211,7 @@ class LocalEngine:
         known = len(self._images)
         same = known <= len(images) and all(a is b for a, b in zip(self._images, images[:known], strict=True))
         reads_anew = self._anew and self._pruned_as is not None and self._pruned_as[1]
-        if not same or reads_anew or (not self._family.causal and (len(images) > known or self._handle is not None)):
+        if not same or reads_anew or not self._family.causal:
             self.reset()
         common = 0
         for one, other in zip(self._held, ids[:-1], strict=False):  # the last token has to be read, to be answered
@@ -235,19 +235,31 @@ class LocalEngine:
         token = parts.placeholder(self.model.config, "image")
         return next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] == token), 0)
 
-    def _continued(self, full: dict[str, Tensor], fresh: list[Image.Image], common: int) -> dict[str, Tensor]:
-        """Arguments of generate(): all tokens, and only the pictures that the cache has not read."""
+    def _continued(self, full: dict[str, Tensor], images: list[Image.Image]) -> tuple[int, dict[str, Tensor]]:
+        """How many tokens the cache has in common with a prompt, and generate()'s arguments: all tokens, and only the
+        pictures that it has not read.
+        """
+        ids = full["input_ids"]
+        common = self._keep_common(ids[0].tolist(), images)
         if not common:
-            return full
-        length = full["input_ids"].shape[1]
-        positions = calls.positions_for(self.model, full["input_ids"], full)
+            return 0, full
+        fresh = images[len(self._images) :]
+        pictures = self._inputs([Turn("user", fresh)]) if fresh else {}
+        if fresh and self._visual(pictures["input_ids"]) != self._visual(ids[:, common:]):
+            self.reset()  # beside others, pictures are read otherwise than alone
+            return 0, full
+        length = ids.shape[1]
+        positions = calls.positions_for(self.model, ids, full)
         inputs = {name: value for name, value in full.items() if value.shape[:2] == (1, length)}
         inputs["position_ids"] = positions
         if fresh:
-            pictures = self._inputs([Turn("user", fresh)])
             shape = pictures["input_ids"].shape
             inputs.update({name: value for name, value in pictures.items() if value.shape[:2] != shape})
-        return calls.continued(inputs, common)
+        return common, calls.continued(inputs, common)
+
+    def _visual(self, ids: Tensor) -> int:
+        """How many tokens of pictures these are."""
+        return ids[0].tolist().count(parts.placeholder(self.model.config, "image"))
 
 
 class _Stop(StoppingCriteria):
