@@ -195,6 +195,7 @@ class Batch:
                 **kv.handing(self.model, self._slots),
                 use_cache=True,
             )
+            scores = output.logits[:, -1].float()  # takes memory, too
         except BaseException as error:
             if self._slots.take_back() or not isinstance(error, Exception):
                 raise
@@ -204,7 +205,7 @@ class Batch:
             row.position = position
         self.counters.steps += 1
         self.counters.step_rows += len(rows)
-        return self._advance(rows, output.logits[:, -1].float())
+        return self._advance(rows, scores)
 
     def _advance(self, rows: list[Row], scores: Tensor) -> Written:
         """Choose one token for each of `rows`, whose scores are (rows, vocabulary)."""

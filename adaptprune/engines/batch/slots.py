@@ -68,12 +68,16 @@ class SlotLayer(kv.CacheLayerMixin):
         if columns > old_columns:
             columns = -(-max(columns, old_columns * 5 // 4) // COLUMNS) * COLUMNS
         rows, columns = max(rows, old_rows), max(columns, old_columns)
-        self.keys, self.values = (_grown(old, rows, columns, len(self.lengths)) for old in (self.keys, self.values))
+        places = self.places
         if self.partial:
-            more = torch.zeros(rows, columns, dtype=torch.int64, device=self.keys.device)
+            places = torch.zeros(rows, columns, dtype=torch.int64, device=self.keys.device)
             if self.places is not None:
-                more[:old_rows, :old_columns] = self.places
-            self.places = more
+                places[:old_rows, :old_columns] = self.places
+        # all or none: there may be no memory for one of them
+        self.keys, self.values, self.places = (
+            *(_grown(old, rows, columns, len(self.lengths)) for old in (self.keys, self.values)),
+            places,
+        )
 
     def join(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
         """Append one row, (1, heads, length, width), with the places of its keys in its sequence, (length,)."""
@@ -222,29 +226,39 @@ class Slots(kv.Cache):
         return total
 
     def join(self, cache: kv.Cache, places: Callable[[int], Tensor]) -> None:
-        """Append the one row of a cache in which a prompt was read.
+        """Append the one row of a cache in which a prompt was read. If that fails, the other rows are as they were.
 
         Parameters
         ----------
         places : callable
             Of a layer by index, the places of the keys that it holds in the prompt, (held,).
         """
-        for index, (memory, theirs) in enumerate(zip(self._memories, kv.layers_of(cache), strict=False)):
-            if memory.states:
-                self.layers[index] = join_states(self.layers[index] if self.ends else None, theirs)
-            elif memory.keys:
-                self.layers[index].join(*kv.filled(theirs), places(index))
+        joined: list[int] = []
+        try:
+            for index, (memory, theirs) in enumerate(zip(self._memories, kv.layers_of(cache), strict=False)):
+                if memory.states:
+                    self.layers[index] = join_states(self.layers[index] if self.ends else None, theirs)
+                elif memory.keys:
+                    self.layers[index].join(*kv.filled(theirs), places(index))
+                joined.append(index)
+        except BaseException:  # there was no memory for it, say
+            for index in joined:
+                self._leave(index, len(self.ends))
+            raise
         self.ends.append(kv.seen(cache))
 
     def leave(self, row: int) -> None:
         """Drop one row; the last one takes its place."""
-        for layer, memory in zip(self.layers, self._memories, strict=True):
-            if memory.states:
-                leave_states(layer, row)
-            elif memory.keys:
-                layer.leave(row)
+        for index in range(len(self.layers)):
+            self._leave(index, row)
         self.ends[row] = self.ends[-1]
         self.ends.pop()
+
+    def _leave(self, index: int, row: int) -> None:
+        if self._memories[index].states:
+            leave_states(self.layers[index], row)
+        elif self._memories[index].keys:
+            self.layers[index].leave(row)
 
     def clear(self) -> None:
         """Drop all rows and buffers."""

@@ -65,14 +65,17 @@ STATES = ("conv_states", "recurrent_states")
 
 
 def join_states(mine: Any, theirs: Any) -> Any:
-    """A layer with the rows of two layers that hold states; the first may be missing."""
+    """A layer with the rows of two layers that hold states; the first may be missing. If it fails, both are whole."""
     if mine is None:
         return copy.deepcopy(theirs)
-    for name in STATES:
-        ours, others = getattr(mine, name), getattr(theirs, name)
-        for place, states in others.items():
-            if states is not None:
-                ours[place] = torch.cat([ours[place], states])
+    more = {
+        (name, place): torch.cat([getattr(mine, name)[place], states])
+        for name in STATES
+        for place, states in getattr(theirs, name).items()
+        if states is not None
+    }
+    for (name, place), states in more.items():
+        getattr(mine, name)[place] = states
     return mine
 
 
