@@ -342,7 +342,7 @@ def test_json_lines_over_a_server(server, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--image", "nowhere.png"], "there is no file 'nowhere.png'"),
-        (["--method", "none", "--keep-ratio", "0.1"], "leave out --keep-ratio"),
+        (["--method", "none", "--keep-ratio", "0.1"], "leave out keep_ratio"),
         (["--temperature", "-1"], "temperature=-1"),
         (["--top-p", "0"], "top_p=0"),
         (["--server", "localhost"], "write an address"),

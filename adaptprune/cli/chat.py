@@ -39,8 +39,6 @@ def command(
 
     if server is None and method is None:
         method = "adaptprune"
-    if method == "none" and any(value is not None for value in (keep_ratio, num_keep, layer)):
-        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
     pruning = Pruning(method, keep_ratio, num_keep, layer, reselect)
     settings = Settings(pruning, Sampling(max_new_tokens, temperature, top_p, seed))
     settings.check()

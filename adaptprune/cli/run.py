@@ -29,7 +29,9 @@ def command(
     overlay: Path = typer.Option(None, help="Write the picture with what was kept outlined and the rest faded (PNG)."),
 ) -> None:
     """Answer a question about images with a pruned model."""
-    pruning = _pruning(method, keep_ratio=keep_ratio, num_keep=num_keep, layer=layer)
+    from adaptprune.engines.protocol import Pruning
+
+    pruning = Pruning(method, keep_ratio, num_keep, layer)
     pruner = pruning.pruner()
     _check_overlay(overlay, image, pruner)
     from adaptprune.engines.sampling import Sampling
@@ -64,14 +66,6 @@ def command(
 
 
 command.__name__ = "run"
-
-
-def _pruning(method: str, **options: Any) -> Any:
-    from adaptprune.engines.protocol import NONE, Pruning
-
-    if method == NONE and any(value is not None for value in options.values()):
-        raise AdaptPruneError("--method none runs unpruned: leave out --keep-ratio, --num-keep and --layer.")
-    return Pruning(method, **options)
 
 
 def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
 from adaptprune.engines.batch.limits import EngineLimits
-from adaptprune.engines.errors import refused
 from adaptprune.engines.protocol import KEPT_CACHE, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError, CannotReselect
@@ -297,13 +296,14 @@ def sampling_options(sampling: Sampling) -> dict[str, Any]:
     AdaptPruneError
         A number out of range, or what generate() does not do with one conversation.
     """
-    if sampling.n != 1 or sampling.stop or sampling.ignore_eos:
-        raise refused("a single conversation has one answer, to its end: leave out n, stop and ignore_eos.", "n")
+    why = "a single conversation has one answer, plain text to its end"
+    sampling.leave_out(("n", "stop", "ignore_eos", "logprobs", "schema"), why)
     sampling.check()
     options: dict[str, Any] = {"num_beams": 1}  # whatever the checkpoint says: the answer is streamed
-    if sampling.temperature is None:
-        return options if sampling.top_p is None else {**options, "top_p": sampling.top_p}
-    if sampling.temperature == 0:
-        return {**options, "do_sample": False}
-    options |= {"do_sample": True, "temperature": sampling.temperature}
-    return options if sampling.top_p is None else {**options, "top_p": sampling.top_p}
+    if sampling.temperature is not None:
+        options["do_sample"] = sampling.temperature > 0
+    if sampling.temperature:
+        options["temperature"] = sampling.temperature
+    drawn = ("top_p", "top_k", "min_p") if sampling.temperature != 0 else ()
+    given = {name: getattr(sampling, name) for name in (*drawn, "repetition_penalty")}
+    return options | {name: value for name, value in given.items() if value is not None}

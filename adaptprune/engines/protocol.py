@@ -56,20 +56,25 @@ class Pruning:
             There is no such method, or it has no such option.
         """
         method = default if self.method is None else self.method
-        if method is None or method == NONE:
-            if self.options:
-                raise AdaptPruneError(f"without a method there is nothing to set: leave out {', '.join(self.options)}.")
-            return None
-        return make_pruner(method, **self.options)
+        if method is not None and method != NONE:
+            return make_pruner(method, **self.options)
+        self._check_unpruned()
+        return None
+
+    def _check_unpruned(self) -> None:
+        if self.options:
+            raise AdaptPruneError(f"without a method there is nothing to set: leave out {', '.join(self.options)}.")
 
     def request(self) -> dict[str, Any] | None:
         """A server's "pruning"; None leaves it to the server."""
         method = self.method.spec() if isinstance(self.method, Pruner) else self.method
-        given = {"method": method, **(self.options if method != NONE else {})}
+        given = {"method": method, **self.options}
         return {name: value for name, value in given.items() if value is not None} or None
 
     def check(self) -> None:
-        """Raise AdaptPruneError for numbers that no engine can use."""
+        """Raise AdaptPruneError for what no engine can use."""
+        if self.method == NONE:
+            self._check_unpruned()
         if self.keep_ratio is not None and not 0 < self.keep_ratio <= 1:
             raise AdaptPruneError(f"keep_ratio={self.keep_ratio:g} is not allowed: use a number above 0 and at most 1.")
         if self.num_keep is not None:

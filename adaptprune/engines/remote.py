@@ -14,6 +14,9 @@ from adaptprune.errors import AdaptPruneError
 from adaptprune.prompts import Turn
 from adaptprune.registry import did_you_mean
 
+#: What a `Request` has no place for.
+NOT_SENT = ("n", "ignore_eos", "top_k", "min_p", "repetition_penalty", "logprobs", "schema")
+
 
 class RemoteEngine:
     """One model of a server.
@@ -52,7 +55,10 @@ class RemoteEngine:
         on_text: Callable[[str], None] = quiet,
         stopping: Callable[[], bool] = never,
     ) -> Answer:
-        request = self._request(turns, sampling or Sampling(), pruning or Pruning())
+        sampling, pruning = sampling or Sampling(), pruning or Pruning()
+        sampling.leave_out(NOT_SENT, "a server is not asked for this here")
+        pruning.check()
+        request = self._request(turns, sampling, pruning)
         pieces: list[str] = []
         cost = Cost()
         answer = self._client.stream(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from adaptprune.checks import whole
@@ -52,6 +53,12 @@ class Sampling:
     repetition_penalty: float | None = None
     logprobs: int | None = None
     schema: str | None = None
+
+    def leave_out(self, names: Sequence[str], why: str) -> None:
+        """Raise AdaptPruneError, for the reason `why`, if one of these is asked for."""
+        given = [name for name in names if getattr(self, name) != getattr(Sampling, name)]
+        if given:
+            raise AdaptPruneError(f"{why}: leave out {', '.join(given)}.")
 
     def check(self) -> None:
         """Raise AdaptPruneError for numbers that no engine can use."""

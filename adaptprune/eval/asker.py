@@ -57,6 +57,7 @@ class Asker:
 
     def __exit__(self, *_: Any) -> None:
         self.engine.stop()
+        self.forget()  # what an error left behind belongs to other questions
 
     def forget(self) -> None:
         """Drop what was made of the questions and pictures so far; before others are asked."""

@@ -96,7 +96,11 @@ class Encoded:
                 return encode(*args, **kwargs)
             if self._calls == len(entry.outputs):
                 start = time.perf_counter()
-                entry.outputs.append(encode(*args, **{**kwargs, **self._options}))
+                self._entry = None  # what it calls in turn is part of it: some encode videos by the images' method
+                try:
+                    entry.outputs.append(encode(*args, **{**kwargs, **self._options}))
+                finally:
+                    self._entry = entry
                 synchronize(self._model.device)
                 entry.milliseconds += 1000 * (time.perf_counter() - start)
             self._calls += 1
