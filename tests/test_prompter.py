@@ -5,9 +5,10 @@ from __future__ import annotations
 import copy
 
 import pytest
+from PIL import Image
 from tokenizers.processors import TemplateProcessing
 
-from adaptprune.prompts import Prompter, Turn
+from adaptprune.prompts import Prompter, PromptError, Turn
 from adaptprune.testing.specimen import BOS, Specimen
 from tests.families import specimen
 
@@ -37,3 +38,29 @@ def test_a_prompt_begins_once(family, template):
         [message], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
     assert prompter.inputs(shown)["input_ids"].tolist() == theirs["input_ids"].tolist()
+
+
+def test_a_placeholder_that_the_template_joins_together():
+    """Gemma's template trims the parts of a message."""
+    one = copy.deepcopy(specimen("gemma3").processor)
+    one.chat_template = one.chat_template.replace("' ' + part.text + ' '", "part.text | trim")
+    prompter = Prompter(one)
+    assert prompter.text([Turn("user", ["w3 ", " w4"])]).strip() == "w1 w3w4 w2"
+    for parts in (["<ima ", " ge>"], ["w3", "<image ", "> w4"]):
+        with pytest.raises(PromptError, match="contains the image placeholder '<image>'"):
+            prompter.inputs([Turn("user", parts)])
+
+
+def test_a_text_alone_is_one_part():
+    assert Turn("user", "w3 w4") == Turn("user", ("w3 w4",))
+    assert Turn("user", "w3 w4").text == "w3 w4"
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_conversations_that_cannot_be_asked(family):
+    one = specimen(family)
+    prompter = Prompter(one.processor, one.model)
+    with pytest.raises(PromptError, match="no message to answer"):
+        prompter.inputs([])
+    with pytest.raises(PromptError, match="cannot use this request"):
+        prompter.inputs([Turn("user", [Image.new("RGB", (0, 0)), "w3"])])

@@ -83,13 +83,13 @@ class Prompter:
         with self._borrowed() as processor:
             texts = [self._text(processor, turns) for turns in conversations]
             images = [self._pictures(turns) for turns in conversations]
-            note_crop(processor, [image for row in images for image in row])
             wanted: dict[str, Any] = {"return_tensors": "pt", **self._options, **options}
             if len(texts) > 1:
                 wanted["padding"] = True
             if processors.begun(processor, texts[0]):
                 wanted["add_special_tokens"] = False
             try:
+                note_crop(processor, [image for row in images for image in row])
                 # nested: one list of images per prompt, which every processor reads alike
                 made = processor(images=images if any(images) else None, text=texts, **wanted)
             except MemoryError:
@@ -110,8 +110,12 @@ class Prompter:
         return [self.format.picture(self._processor, image) for image in images_of(turns)]
 
     def _text(self, processor: Any, turns: Sequence[Turn]) -> str:
+        if not turns:
+            raise PromptError("there is no message to answer: give one.")
         for turn in turns:
             self._check(processor, turn.text)
+            if len(turn.texts) > 1:  # templates may trim each of them
+                self._check(processor, "".join(map(str.strip, turn.texts)))
         return self._written(turns)
 
     def _written(self, turns: Sequence[Turn]) -> str:

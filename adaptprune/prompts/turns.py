@@ -27,11 +27,16 @@ class Turn:
     role : str
         "system", "user" or "assistant".
     parts : sequence of str or PIL image
-        In their order.
+        In their order. A text alone is one part.
     """
 
     role: str
     parts: Sequence[str | Image.Image]
+
+    def __post_init__(self) -> None:
+        """A text is a sequence, too, of letters."""
+        if isinstance(self.parts, str):
+            object.__setattr__(self, "parts", (self.parts,))
 
     @property
     def images(self) -> list[Image.Image]:
@@ -39,9 +44,14 @@ class Turn:
         return [part for part in self.parts if not isinstance(part, str)]
 
     @property
+    def texts(self) -> list[str]:
+        """The texts of this message, in their order."""
+        return [part for part in self.parts if isinstance(part, str)]
+
+    @property
     def text(self) -> str:
-        """The texts of this message, one after another."""
-        return "".join(part for part in self.parts if isinstance(part, str))
+        """They, one after another."""
+        return "".join(self.texts)
 
 
 def images_of(turns: Sequence[Turn]) -> list[Image.Image]:
