@@ -12,8 +12,9 @@ from adaptprune.engines.client import Cost, ServedModel
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.asker import Asker
 from adaptprune.eval.columns import columns
+from adaptprune.hooks.seams.calls import ends_of
 from adaptprune.hooks.sharing import Encoded
-from adaptprune.prompts import question
+from adaptprune.prompts import Turn, question
 from adaptprune.testing.zoo import SPECIMENS
 
 TURNS = question("w1 w2 w3")
@@ -117,3 +118,35 @@ def test_an_encode_call_within_another_is_part_of_it(one):
     encoded.close()
     del base.get_video_features, base.get_image_features
     assert base.get_image_features.__func__ is inner.__func__
+
+
+def test_an_answer_that_ends_with_its_last_token_is_whole(one):
+    """Alone and in a batch, also where that is the last one it may have, and somebody stops it then."""
+    one.model.generation_config.suppress_tokens = [*range(one.model.config.get_text_config().vocab_size - 1)]
+    end = one.model.config.get_text_config().vocab_size - 1  # all that it can say
+    engine, batch = LocalEngine(one.model, one.processor), Engine("tiny", one.model, one.processor)
+    batch.start()
+    try:
+        for room, ends, finish in ((1, end, "stop"), (3, [end, 1], "stop"), (1, None, "length"), (3, None, "length")):
+            one.model.generation_config.eos_token_id = ends
+            batch._batch.eos = ends_of(one.model)
+            sampling = Sampling(room, temperature=0.0)
+            assert engine.ask(TURNS, sampling, Pruning("none")).finish == finish
+            assert batch.ask(TURNS, sampling).finish == finish
+        one.model.generation_config.eos_token_id = end
+        assert engine.ask(TURNS, Sampling(3), Pruning("none"), stopping=lambda: True).finish == "stop"
+        one.model.generation_config.eos_token_id = None
+        assert engine.ask(TURNS, Sampling(3), Pruning("none"), stopping=lambda: True).finish == "stopped"
+    finally:
+        batch.stop()
+
+
+def test_the_cache_is_kept_whatever_the_checkpoint_says(one):
+    """Training with checkpointed gradients leaves use_cache=False behind."""
+    one.model.generation_config.use_cache = False
+    engine = LocalEngine(one.model, one.processor)
+    turns = [*TURNS]
+    for words in ("w4", "w5 w6"):
+        answer = engine.ask(turns, Sampling(4, temperature=0.0), Pruning("none"))
+        turns += [Turn("assistant", answer.text), Turn("user", words)]
+    assert answer.read_tokens < answer.prompt_tokens

@@ -132,9 +132,10 @@ class LocalEngine:
         self._held = output[0, : kv.seen(self._cache)].tolist()
         self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
+        ended = int(new[-1]) in calls.ends_of(self.model)
         answer = Answer(
             tokenizer.decode(new, skip_special_tokens=True).strip(),
-            "stopped" if stopping() else "length" if len(new) == room else "stop",
+            "stopped" if stopping() and not ended else "length" if len(new) == room and not ended else "stop",
             ids.shape[1],
             ids.shape[1] - common,
             len(new),
@@ -299,7 +300,8 @@ def sampling_options(sampling: Sampling) -> dict[str, Any]:
     why = "a single conversation has one answer, plain text to its end"
     sampling.leave_out(("n", "stop", "ignore_eos", "logprobs", "schema"), why)
     sampling.check()
-    options: dict[str, Any] = {"num_beams": 1}  # whatever the checkpoint says: the answer is streamed
+    # whatever the checkpoint says: the answer is streamed, and the cache kept
+    options: dict[str, Any] = {"num_beams": 1, "use_cache": True}
     if sampling.temperature is not None:
         options["do_sample"] = sampling.temperature > 0
     if sampling.temperature:

@@ -84,7 +84,7 @@ class Batch:
         self._slots = Slots(model.config, found.sources)
         self._remove_masks = install_masks(found)
         self.encoded = Encoded(model, found.base, remember) if remember else None
-        self.eos = _eos_of(model)
+        self.eos = calls.ends_of(model)
 
     @property
     def nbytes(self) -> int:
@@ -234,10 +234,3 @@ def _side_by_side(positions: list[Tensor]) -> Tensor:
     """Positions of several rows, (..., rows, 1): some models give a prompt without pictures no axes, others several."""
     axes = max((one.shape[:-2] for one in positions), key=len)
     return torch.cat([one.expand(*axes, *one.shape[-2:]) for one in positions], dim=-2)
-
-
-def _eos_of(model: Any) -> frozenset[int]:
-    found = model.generation_config.eos_token_id
-    if found is None:
-        return frozenset()
-    return frozenset(found if isinstance(found, (list, tuple)) else [found])

@@ -147,6 +147,14 @@ def continued(inputs: Mapping[str, Any], known: int) -> dict[str, Any]:
     return {name: value[:, known:] if name == EXPERTS else value for name, value in inputs.items()}
 
 
+def ends_of(model: Any) -> frozenset[int]:
+    """The tokens at which `generate()` ends an answer."""
+    found = model.generation_config.eos_token_id
+    if found is None:
+        return frozenset()
+    return frozenset(found if isinstance(found, (list, tuple)) else [found])
+
+
 def logits_processors(model: Any, config: Any, ids: Tensor) -> Any:
     """The processors of scores that a generation config asks for (a repetition penalty, say), as `generate()` does."""
     from transformers import LogitsProcessorList
