@@ -129,3 +129,10 @@ def test_what_is_no_processor_is_left_in_peace(caplog):
     caplog.set_level(logging.WARNING)
     note_crop(object(), [Image.new("RGB", (900, 300))])
     assert not caplog.records
+
+
+def test_another_processor_of_the_same_class_is_looked_at_itself(caplog):
+    picture = Image.new("RGB", (600, 300))
+    for processor, said in ((llava(do_center_crop=False, size=square(28)), 0), (llava(), 1)):
+        note_crop(processor, [picture])
+        assert len(caplog.records) == said

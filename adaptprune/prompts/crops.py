@@ -29,7 +29,7 @@ STEP = 0.02
 
 _lock = threading.Lock()
 _said: set[type] = set()
-_known: dict[tuple[type, object], float] = {}
+_known: dict[tuple[str, object], float] = {}  # by settings and shape
 
 
 def note_crop(processor: Any, images: Sequence[Image.Image]) -> None:
@@ -43,17 +43,18 @@ def note_crop(processor: Any, images: Sequence[Image.Image]) -> None:
         As they are given to it.
     """
     kind = type(processor)
+    settings = processors.settings(processor) if kind not in _said and images else ""
     for image in images:
         if kind in _said:
             return
         resizes = processors.resizes(processor)
         shape = round(math.log(image.width / image.height) / STEP) if resizes else image.size
-        if _known.get((kind, shape), 1.0) <= ALLOWED:
+        if _known.get((settings, shape), 1.0) <= ALLOWED:
             continue
         found = sides_cut(processor, _like(image.size) if resizes else image.size)
         lost = 0.0 if found is None else 1 - (1 - found[0] - found[1]) * (1 - found[2] - found[3])
         with _lock:
-            _known[kind, shape] = lost
+            _known[settings, shape] = lost
             if lost <= ALLOWED or kind in _said:
                 continue
             _said.add(kind)

@@ -126,7 +126,9 @@ class Batch:
         cache = kv.new_cache(parts.text_config(self.model.config))
         usage = job.usage
         sizes = tuple((name, value.shape) for name, value in inputs.items() if value.is_floating_point())
-        sharing = self.encoded.of(job.images, sizes, **job.encoding) if self.encoded else nullcontext(float)
+        sharing = (
+            self.encoded.of(job.images, sizes, **job.encoding) if self.encoded and job.images else nullcontext(float)
+        )
         with sharing as encode_ms, prune(self.model, job.pruner or self._whole) as report:
             output = self.model(
                 **inputs, **kv.handing(self.model, cache), position_ids=positions, use_cache=True, logits_to_keep=1

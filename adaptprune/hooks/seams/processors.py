@@ -183,6 +183,12 @@ def pictures_of(processor: Any) -> Any:
     return getattr(processor, "image_processor", None) or processor
 
 
+def settings(processor: Any) -> str:
+    """What its pictures are prepared by, as a text that differs where they are prepared otherwise."""
+    pictures = pictures_of(processor)
+    return f"{type(pictures).__name__} {pictures.to_dict() if hasattr(pictures, 'to_dict') else id(pictures)}"
+
+
 def resizes(processor: Any) -> bool:
     """Whether pictures are scaled first, so that what else is done to them depends on their shape alone."""
     return bool(getattr(pictures_of(processor), "do_resize", True))
