@@ -44,3 +44,17 @@ def test_a_third_picture_and_more_words(opened, family, method):
         turns.append(Turn("assistant", [went_on.text]))
     if family == "llava":
         assert went_on.read_tokens < 20 < went_on.prompt_tokens
+
+
+def test_pictures_are_known_by_their_looks(opened):
+    one, engine = opened("llava")
+    picture, pruning = one.pictures(1)[0], Pruning("none")
+    turns = [Turn("user", [picture, "w1 w2"])]
+    first = engine.ask(turns, SAMPLING, pruning)
+    again = engine.ask([Turn("user", [picture.copy(), "w1 w2"])], SAMPLING, pruning)
+    assert (again.text, again.read_tokens) == (first.text, 1)
+    picture.paste((0, 0, 0), (0, 0, *picture.size))
+    drawn = engine.ask(turns, SAMPLING, pruning)
+    engine.reset()
+    assert drawn.text == engine.ask(turns, SAMPLING, pruning).text != first.text
+    assert drawn.read_tokens == drawn.prompt_tokens

@@ -6,8 +6,9 @@ on where they part. So it does not matter whether the chat template repeats an a
 
 from __future__ import annotations
 
+import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,7 @@ class LocalEngine:
     def reset(self) -> None:
         self._cache: Any = kv.new_cache(parts.text_config(self.model.config))
         self._held: list[int] = []  # token ids in the cache
-        self._images: list[Image.Image] = []  # that were read into it
+        self._images: list[Hashable] = []  # what `_look` says of those that were read into it
         self._visual_end = 0  # the place behind their last token
 
     def close(self) -> None:
@@ -130,7 +131,7 @@ class LocalEngine:
             raise
         end = time.perf_counter()
         self._held = output[0, : kv.seen(self._cache)].tolist()
-        self._images, self._visual_end = images, self._end_of_images(ids[0].tolist())
+        self._images, self._visual_end = [_look(image) for image in images], self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
         ended = int(new[-1]) in calls.ends_of(self.model)
         answer = Answer(
@@ -209,7 +210,7 @@ class LocalEngine:
     def _keep_common(self, ids: list[int], images: list[Image.Image]) -> int:
         """Cut the cache down to what it has in common with a prompt; how many tokens that are."""
         known = len(self._images)
-        same = known <= len(images) and all(a is b for a, b in zip(self._images, images[:known], strict=True))
+        same = self._images == [_look(image) for image in images[:known]]
         reads_anew = self._anew and self._pruned_as is not None and self._pruned_as[1]
         if not same or reads_anew or not self._family.causal:
             self.reset()
@@ -260,6 +261,11 @@ class LocalEngine:
     def _visual(self, ids: Tensor) -> int:
         """How many tokens of pictures these are."""
         return ids[0].tolist().count(parts.placeholder(self.model.config, "image"))
+
+
+def _look(image: Image.Image) -> Hashable:
+    """The same for pictures that look alike; another for one that was drawn on meanwhile."""
+    return image.mode, image.size, hashlib.blake2b(image.tobytes()).digest(), tuple(image.getpalette() or ())
 
 
 class _Stop(StoppingCriteria):
