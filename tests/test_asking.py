@@ -150,3 +150,22 @@ def test_the_cache_is_kept_whatever_the_checkpoint_says(one):
         answer = engine.ask(turns, Sampling(4, temperature=0.0), Pruning("none"))
         turns += [Turn("assistant", answer.text), Turn("user", words)]
     assert answer.read_tokens < answer.prompt_tokens
+
+
+def test_an_answer_that_ends_with_an_ordinary_word_does_not_say_it(one):
+    """Some checkpoints' end of text is no special token: no engine shows it."""
+    model, turns = one.model, question("w3 w4 w5", one.pictures(1))
+    local, pieces = LocalEngine(model, one.processor), []
+    whole = local.ask(turns, Sampling(8, temperature=0.0), Pruning("none")).text.split()
+    last = next(place for place in range(2, 8) if whole[place] not in whole[:place])
+    model.generation_config.eos_token_id = one.processor.tokenizer.convert_tokens_to_ids(whole[last])
+    answer = local.ask(turns, Sampling(8, temperature=0.0), Pruning("none"), on_text=pieces.append)
+    local.close()
+    assert answer.text.split() == "".join(pieces).split() == whole[:last]
+    assert answer.finish == "stop"
+    engine = Engine("tiny", model, one.processor)
+    engine.start()
+    assert engine.ask(turns, Sampling(8, temperature=0.0), Pruning("none")).text == answer.text
+    with pytest.raises(AdaptPruneError, match="outside the model"):
+        engine.ask([], Sampling(8), Pruning("random:layer=99"))
+    engine.close()

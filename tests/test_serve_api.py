@@ -342,7 +342,10 @@ def test_asking_for_a_picture_changes_no_pruning(checkpoint):
 
         def kept(**pruning):
             answer = server.client().chat.completions.create(
-                model="tiny", messages=user("what ?", data_url(picture(1))), max_tokens=2, extra_body={"pruning": pruning}
+                model="tiny",
+                messages=user("what ?", data_url(picture(1))),
+                max_tokens=2,
+                extra_body={"pruning": pruning},
             )
             found = answer.usage.model_extra["pruning"]
             return found["method"], found["visual_tokens_kept"] < found["visual_tokens"]

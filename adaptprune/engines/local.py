@@ -115,7 +115,8 @@ class LocalEngine:
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
         tokenizer = processors.tokenizer_of(self.processor)
-        stream = Stream(tokenizer, on_text)
+        ends = calls.ends_of(self.model)
+        stream = Stream(tokenizer, on_text, ends)
         start = time.perf_counter()
         try:
             output = self.model.generate(
@@ -133,9 +134,9 @@ class LocalEngine:
         self._held = output[0, : kv.seen(self._cache)].tolist()
         self._images, self._visual_end = [_look(image) for image in images], self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
-        ended = int(new[-1]) in calls.ends_of(self.model)
+        ended = int(new[-1]) in ends
         answer = Answer(
-            tokenizer.decode(new, skip_special_tokens=True).strip(),
+            tokenizer.decode(new[: len(new) - ended], skip_special_tokens=True).strip(),
             "stopped" if stopping() and not ended else "length" if len(new) == room and not ended else "stop",
             ids.shape[1],
             ids.shape[1] - common,
@@ -281,14 +282,16 @@ class _Stop(StoppingCriteria):
 class Stream(TextStreamer):
     """Passes text on as it is finished, and notes when tokens arrive."""
 
-    def __init__(self, tokenizer: Any, on_text: Callable[[str], None]) -> None:
+    def __init__(self, tokenizer: Any, on_text: Callable[[str], None], ends: frozenset[int]) -> None:
         super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self._on_text = on_text
+        self._on_text, self._ends = on_text, ends
         self.arrivals: list[float] = []
 
     def put(self, value: Tensor) -> None:
         if not self.next_tokens_are_prompt:
             self.arrivals.append(time.perf_counter())
+            if int(value) in self._ends:  # some checkpoints end with an ordinary word
+                return
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

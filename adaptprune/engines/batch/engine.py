@@ -230,7 +230,9 @@ class Engine:
         stopping: Callable[[], bool] = never,
     ) -> Answer:
         """Answer one conversation, among others; see `adaptprune.engines.protocol.Engine`."""
-        pruner = (pruning or Pruning()).pruner(self.pruner)
+        pruning = pruning or Pruning()
+        self.check(pruning)
+        pruner = pruning.pruner(self.pruner)
         return ask(self, turns, sampling or Sampling(), pruner, on_text, stopping)
 
     def reset(self) -> None:
