@@ -156,7 +156,7 @@ main()
 
 
 def stopped(number: int, seconds: float | None, *words: str) -> tuple[int, str]:
-    """Exit code and errors of a command that is stopped after so many seconds, or, with None, once it says something."""
+    """Exit code and errors of a command that is stopped after so many seconds; with None, once it says something."""
     path = os.pathsep.join([str(Path(adaptprune.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     process = subprocess.Popen(
         [sys.executable, "-c", BEGIN, *words], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -332,3 +332,22 @@ def test_what_run_prints_as_json_fits_a_screen(monkeypatch, capsys):
     out = capsys.readouterr().out
     assert len(json.loads(out)["report"]["samples"][0]["kept"]) > 200
     assert out.count("\n") <= 50
+
+
+@POSIX
+def test_ctrl_c_while_libraries_put_things_in_order():
+    """At the very end, all has been said: Python would tell of the interrupt, and of whose work it was."""
+    slow = "import atexit, time; atexit.register(time.sleep, 60)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", slow + BEGIN, "--version"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(Path(adaptprune.__file__).parents[1])},
+    )  # fmt: skip
+    try:
+        assert process.stdout.readline() == "begun\n"
+        assert adaptprune.__version__ in process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        err = process.communicate(timeout=30)[1]
+    finally:
+        process.kill()
+    assert (process.returncode, err) == (-signal.SIGINT, "")

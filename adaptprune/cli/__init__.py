@@ -3,6 +3,7 @@
 
 def main() -> None:
     """Entry point; see `adaptprune.cli.app.run` for the exit codes."""
+    import atexit
     import signal  # first of all, and little: until the handler stands, Ctrl-C shows where Python is
 
     before = signal.getsignal(signal.SIGINT)
@@ -22,7 +23,9 @@ def main() -> None:
     finally:
         if started and before is not None:
             signal.signal(signal.SIGINT, before)
-    raise SystemExit(app.run())
+    code = app.run()
+    atexit.register(_end_by_signal)  # the last in is the first out: before what libraries put in order
+    raise SystemExit(code)
 
 
 def _end_at_once(number: int, frame: object) -> None:
@@ -30,6 +33,14 @@ def _end_at_once(number: int, frame: object) -> None:
     import os
 
     os._exit(128 + number)
+
+
+def _end_by_signal() -> None:
+    """From here on Ctrl-C ends the process as it ends any other: everything has been said."""
+    import signal
+
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 __all__ = ["main"]
