@@ -233,7 +233,7 @@ def test_repeated_ids_are_told_apart_and_said_once(tmp_path):
     assert [item.id for item in items] == ["a", "b", "a#2", "a#3", "a#2#4", "b#5"]
     assert [item.question_id for item in items] == names
     assert not any(item.problem for item in items)
-    assert task.notes() == ["4 questions have an id that was there before: they are told apart as ID#NUMBER"]
+    assert task.notes() == ["4 questions have ids that were there before: told apart as ID#NUMBER"]
     assert [item.id for item in task.items()] == [item.id for item in items]
     MAKERS["pope"](tmp_path)
     file = tmp_path / "pope/llava_pope_test.jsonl"

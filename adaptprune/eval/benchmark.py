@@ -154,7 +154,11 @@ class Benchmark(Task):
     def notes(self) -> list[str]:
         if not self._repeated:
             return []
-        return [f"{self._repeated} questions have an id that was there before: they are told apart as ID#NUMBER"]
+        many = self._repeated > 1
+        return [
+            f"{self._repeated} question{'s have ids' if many else ' has an id'} that {'were' if many else 'was'} there "
+            "before: told apart as ID#NUMBER"
+        ]
 
     def score(self, item: Item, answer: str) -> float | None:
         return None
