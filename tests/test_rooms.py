@@ -15,7 +15,7 @@ PACKAGE = Path(adaptprune.__file__).parent
 #: From the ground up; rooms of one floor do not know one another.
 FLOORS = (
     ("_version", "errors"),
-    ("checks", "devices", "disk", "flops", "installed", "metadata", "registry", "report"),
+    ("checks", "devices", "lazily", "disk", "flops", "installed", "metadata", "registry", "report"),
     ("images", "ops", "pruner"),
     ("methods",),
     ("hooks/seams",),

@@ -1,7 +1,8 @@
 """What answers conversations: one engine per runtime. Front ends talk to engines, never to models."""
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adaptprune.lazily import attributes
 
 if TYPE_CHECKING:
     from adaptprune.engines.local import LocalEngine
@@ -19,10 +20,4 @@ _HOMES = {
 }
 __all__ = ["Answer", "Engine", "LocalEngine", "Pruning", "RemoteEngine", "Sampling"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, _HOMES)

@@ -324,9 +324,18 @@ def data_url(image: Image.Image) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def text_part(text: str) -> dict[str, Any]:
+    """A text in a message."""
+    return {"type": "text", "text": text}
+
+
+def image_part(url: str) -> dict[str, Any]:
+    """An image in a message."""
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
 def message(role: str, text: str, urls: Sequence[str] = ()) -> dict[str, Any]:
     """A message: images, then text."""
     if not urls:
         return {"role": role, "content": text}
-    images = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
-    return {"role": role, "content": [*images, {"type": "text", "text": text}]}
+    return {"role": role, "content": [*map(image_part, urls), text_part(text)]}

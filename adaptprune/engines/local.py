@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import StoppingCriteria, StoppingCriteriaList, TextStreamer
 
+from adaptprune.devices import handed
 from adaptprune.engines.batch.limits import EngineLimits
 from adaptprune.engines.protocol import KEPT_CACHE, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.engines.sampling import Sampling
@@ -107,10 +108,11 @@ class LocalEngine:
         stopping: Callable[[], bool],
     ) -> Answer:
         images = images_of(turns)
+        looks = [_look(image) for image in images]
         full = self._inputs(turns)
         ids = full["input_ids"]
         room = self._limits.room(ids.shape[1], parts.context(self.model.config), sampling)
-        common, inputs = self._continued(full, images)
+        common, inputs = self._continued(full, images, looks)
         fresh = images[len(self._images) :]
         if sampling.seed is not None:
             torch.manual_seed(sampling.seed)
@@ -132,7 +134,7 @@ class LocalEngine:
             raise
         end = time.perf_counter()
         self._held = output[0, : kv.seen(self._cache)].tolist()
-        self._images, self._visual_end = [_look(image) for image in images], self._end_of_images(ids[0].tolist())
+        self._images, self._visual_end = looks, self._end_of_images(ids[0].tolist())
         new = output[0, ids.shape[1] :]
         ended = int(new[-1]) in ends
         answer = Answer(
@@ -202,16 +204,12 @@ class LocalEngine:
     # -- the conversation and the cache -------------------------------------------------------------------------------
 
     def _inputs(self, turns: Sequence[Turn]) -> dict[str, Tensor]:
-        inputs = self._prompter.inputs(turns)
-        return {
-            name: value.to(self.model.device, self.model.dtype if value.is_floating_point() else None)
-            for name, value in inputs.items()
-        }
+        return handed(self._prompter.inputs(turns), self.model)
 
-    def _keep_common(self, ids: list[int], images: list[Image.Image]) -> int:
+    def _keep_common(self, ids: list[int], looks: list[Hashable]) -> int:
         """Cut the cache down to what it has in common with a prompt; how many tokens that are."""
         known = len(self._images)
-        same = self._images == [_look(image) for image in images[:known]]
+        same = self._images == looks[:known]
         reads_anew = self._anew and self._pruned_as is not None and self._pruned_as[1]
         if not same or reads_anew or not self._family.causal:
             self.reset()
@@ -237,12 +235,14 @@ class LocalEngine:
         token = parts.placeholder(self.model.config, "image")
         return next((place + 1 for place in range(len(ids) - 1, -1, -1) if ids[place] == token), 0)
 
-    def _continued(self, full: dict[str, Tensor], images: list[Image.Image]) -> tuple[int, dict[str, Tensor]]:
+    def _continued(
+        self, full: dict[str, Tensor], images: list[Image.Image], looks: list[Hashable]
+    ) -> tuple[int, dict[str, Tensor]]:
         """How many tokens the cache has in common with a prompt, and generate()'s arguments: all tokens, and only the
         pictures that it has not read.
         """
         ids = full["input_ids"]
-        common = self._keep_common(ids[0].tolist(), images)
+        common = self._keep_common(ids[0].tolist(), looks)
         if not common:
             return 0, full
         fresh = images[len(self._images) :]

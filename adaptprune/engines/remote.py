@@ -5,9 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from PIL import Image
-
-from adaptprune.engines.client import Client, Cost, Request, ServedModel, data_url
+from adaptprune.engines.client import (
+    Client,
+    Cost,
+    Request,
+    ServedModel,
+    data_url,
+    image_part,
+    message,
+    text_part,
+)
 from adaptprune.engines.protocol import NONE, PICTURES, Answer, Pruning, never, quiet
 from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
@@ -114,11 +121,6 @@ class RemoteEngine:
 def _message(turn: Turn) -> dict[str, Any]:
     """A turn as the API has it, its texts and pictures in their order."""
     if not turn.images and len(turn.parts) <= 1:
-        return {"role": turn.role, "content": turn.text}
-    return {"role": turn.role, "content": [_part(part) for part in turn.parts]}
-
-
-def _part(part: str | Image.Image) -> dict[str, Any]:
-    if isinstance(part, str):
-        return {"type": "text", "text": part}
-    return {"type": "image_url", "image_url": {"url": data_url(part)}}
+        return message(turn.role, turn.text)
+    content = [text_part(part) if isinstance(part, str) else image_part(data_url(part)) for part in turn.parts]
+    return {"role": turn.role, "content": content}

@@ -10,18 +10,13 @@ is imported without the rest.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adaptprune.lazily import attributes
 
 if TYPE_CHECKING:
     from adaptprune.hooks.handle import PruneHandle, prune
 
 __all__ = ["PruneHandle", "prune"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module("adaptprune.hooks.handle"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, dict.fromkeys(__all__, "handle"))

@@ -144,14 +144,19 @@ class Prompter:
         named = next((token for token in processors.placeholders(processor) if token in text), None)
         if named is None:
             tokenizer = processors.tokenizer_of(processor)
-            added = processors.added_ids(processor)
-            special = added.intersection(tokenizer(text, add_special_tokens=False)["input_ids"]) if added else set()
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"] if self._added else ()
+            special = self._added.intersection(ids)
             found = special & self._of_pictures if special else set()
             named = tokenizer.convert_ids_to_tokens(min(found)) if found else None
         if named is not None:
             raise PromptError(
                 f"a text contains the image placeholder {named!r}: leave it out, images are given beside the text."
             )
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        """Tokens that may stand for pictures; some tokenizers have thousands, so they are listed once."""
+        return processors.added_ids(self._processor)
 
     @cached_property
     def _of_pictures(self) -> frozenset[int]:
@@ -173,7 +178,7 @@ class Prompter:
                 continue
             found.update(made["input_ids"].flatten().tolist())
         plain = set(tokenizer(self._written([Turn("user", ["a"])]))["input_ids"])
-        added = {number: _numberless(tokenizer, number) for number in processors.added_ids(processor) - plain}
+        added = {number: _numberless(tokenizer, number) for number in self._added - plain}
         shapes = {added[number] for number in found.intersection(added)}
         return frozenset(number for number, shape in added.items() if shape in shapes)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adaptprune.devices import synchronize
+from adaptprune.devices import handed, synchronize
 from adaptprune.engines.batch.jobs import Delta, Job, Row
 from adaptprune.engines.batch.reading import image_uses
 from adaptprune.engines.batch.scores import TokenScores
@@ -116,10 +116,7 @@ class Batch:
         """Read a prompt, let its choices join, and write the first token of each."""
         start = time.perf_counter()
         device = self.model.device
-        inputs = {
-            key: value.to(device, self.model.dtype if value.is_floating_point() else None)
-            for key, value in job.inputs.items()
-        }
+        inputs = handed(job.inputs, self.model)
         ids = inputs["input_ids"]
         # as generate() does it; models with M-RoPE have more than one axis of positions
         positions = calls.positions_for(self.model, ids, inputs)

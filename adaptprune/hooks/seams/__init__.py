@@ -19,8 +19,9 @@ transformers itself cannot be imported.
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from adaptprune.lazily import attributes
 
 if TYPE_CHECKING:
     from adaptprune.hooks.seams.parts import Parts, parts_of
@@ -30,10 +31,4 @@ _HOME = {"Parts": "parts", "parts_of": "parts", "SEAMS": "table", "Seam": "table
 
 __all__ = ["SEAMS", "Parts", "Seam", "check", "parts_of"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    globals()[name] = value
-    return value
+__getattr__ = attributes(__name__, _HOME)
