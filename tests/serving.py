@@ -89,6 +89,11 @@ def user(text: str, *urls: str) -> list[dict]:
     return [{"role": "user", "content": [*images, {"type": "text", "text": text}]}]
 
 
+def pocket_engine() -> Engine:
+    """The pocket model, pruned to a quarter where a request does not say."""
+    return Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune:keep_ratio=0.25"))
+
+
 def tiny(checkpoint, name="tiny", **limits) -> Engine:
     """An engine whose answers run to their full length."""
     model, processor = adaptprune.load(checkpoint)

@@ -11,7 +11,6 @@ from PIL import Image
 import adaptprune
 from adaptprune.chat.session import Quit, Session, Settings
 from adaptprune.chat.terminal import completer
-from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.client import Client, ClientError
 from adaptprune.engines.local import LocalEngine
 from adaptprune.engines.protocol import Pruning, never, quiet
@@ -19,12 +18,11 @@ from adaptprune.engines.remote import RemoteEngine
 from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.images import open_image
-from adaptprune.methods import make_pruner
 from adaptprune.prompts import Turn
 from adaptprune.serve.app import Settings as ServerSettings
 from adaptprune.serve.guard import Keys
 from tests.commands import run_here
-from tests.serving import live
+from tests.serving import live, pocket_engine
 
 KEY = "a-key-for-tests"
 
@@ -65,8 +63,7 @@ def tiny(checkpoint):
 
 @pytest.fixture(scope="module")
 def server(pocket):
-    engine = Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune:keep_ratio=0.25"))
-    with live(engine, settings=ServerSettings(Keys([KEY]))) as running:
+    with live(pocket_engine(), settings=ServerSettings(Keys([KEY]))) as running:
         yield running
 
 

@@ -16,10 +16,9 @@ from PIL import Image
 import adaptprune
 from adaptprune.engines.batch.engine import Engine
 from adaptprune.images import open_image
-from adaptprune.methods import make_pruner
 from adaptprune.serve.app import Settings
 from adaptprune.serve.guard import GuardLimits, Keys
-from tests.serving import data_url, live, picture, tiny, user
+from tests.serving import data_url, live, picture, pocket_engine, tiny, user
 
 QUESTION = "What colour is the triangle?"
 
@@ -27,7 +26,7 @@ QUESTION = "What colour is the triangle?"
 @pytest.fixture(scope="module")
 def pocket():
     """A server with the pocket model."""
-    with live(Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune:keep_ratio=0.25"))) as server:
+    with live(pocket_engine()) as server:
         yield server
 
 

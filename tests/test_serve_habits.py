@@ -5,18 +5,15 @@ from __future__ import annotations
 import openai
 import pytest
 
-import adaptprune
-from adaptprune.engines.batch.engine import Engine
 from adaptprune.images import open_image
-from adaptprune.methods import make_pruner
-from tests.serving import data_url, live, tiny, user
+from tests.serving import data_url, live, pocket_engine, tiny, user
 
 QUESTION = "What colour is the triangle?"
 
 
 @pytest.fixture(scope="module")
 def pocket():
-    with live(Engine("pocket", *adaptprune.load(), pruner=make_pruner("adaptprune:keep_ratio=0.25"))) as server:
+    with live(pocket_engine()) as server:
         yield server
 
 
