@@ -13,6 +13,7 @@ TYPE_CHECKING = False  # as type checkers know it: importing it takes longer tha
 if TYPE_CHECKING:
     from typing import Any
 
+    from adaptprune.cues import VisualTokens
     from adaptprune.errors import AdaptPruneError
     from adaptprune.families import list_families
     from adaptprune.hooks import PruneHandle, prune
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from adaptprune.methods.pool import Pool
     from adaptprune.methods.random import Random
     from adaptprune.models import load
-    from adaptprune.pruner import Pruner, VisualTokens
+    from adaptprune.pruner import Pruner
     from adaptprune.report import PruneReport
 
 _HOME = {
@@ -40,7 +41,7 @@ _HOME = {
     "Random": "adaptprune.methods.random",
     "load": "adaptprune.models",
     "Pruner": "adaptprune.pruner",
-    "VisualTokens": "adaptprune.pruner",
+    "VisualTokens": "adaptprune.cues",
     "PruneReport": "adaptprune.report",
 }
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Literal, Union, get_args, get_origin
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.registry import did_you_mean
 
 
 def _is_number(value: Any) -> bool:
@@ -24,6 +25,18 @@ def not_negative(name: str, value: Any) -> None:
     """0 or a number above it; infinity is allowed."""
     if not _is_number(value) or not value >= 0:
         raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a number, 0 or more.")
+
+
+def fraction(name: str, value: Any) -> None:
+    """A number from 0 to 1, both included."""
+    if not _is_number(value) or not 0 <= value <= 1:
+        raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a number from 0 to 1.")
+
+
+def one_of(name: str, value: Any, allowed: Iterable[str]) -> None:
+    """One of some words; the closest is named."""
+    if not isinstance(value, str) or value not in allowed:
+        raise AdaptPruneError(f"unknown {name}={value!r}.{did_you_mean(str(value), allowed)}")
 
 
 def whole(name: str, value: Any, low: int, high: int) -> None:

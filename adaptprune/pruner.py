@@ -1,4 +1,4 @@
-"""What a selection rule sees (VisualTokens) and what it is (Pruner). Pure maths: knows nothing of models or hooks."""
+"""What a selection rule is. Pure maths: knows nothing of models or hooks (`adaptprune.cues` is what it sees)."""
 
 from __future__ import annotations
 
@@ -10,44 +10,10 @@ from typing import Any, ClassVar, get_type_hints
 import torch
 from torch import Tensor
 
-from adaptprune.checks import called, fits, whole
+from adaptprune.checks import called, fits, fraction, not_negative, one_of, whole
+from adaptprune.cues import BELOW, VisualTokens
 from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.registry import did_you_mean, parse_spec
-
-#: Cues that the hooks can capture, and where each comes from.
-CUES = {
-    "attention": "probabilities of the last prompt token, at decoder layer K-1",
-    "keys": "what layer K's key projection makes of the normalised hidden state, before RoPE",
-    "raw_keys": "the same of the hidden state before its layer norm, as the released AdaptPrune code does",
-    "previous_keys": "the output of layer K-1's key projection, before RoPE: already computed, costs nothing",
-}
-
-
-@dataclass(frozen=True)
-class VisualTokens:
-    """Visual tokens that share a budget (see `BUDGETS`), as they arrive at the layer where they are pruned.
-
-    Attributes
-    ----------
-    hidden : Tensor, (N, D)
-        Hidden states before decoder layer K (K = 0: the projected image features).
-    coords : Tensor, (N, 3), int64
-        Grid (image, tile or frame), row and column of each token; rows and columns count from 0.
-    attention : Tensor or None, (H, N), float32
-        Per head, the attention probability from the last prompt token, at layer K-1; a row over all the tokens of
-        the prompt sums to 1, so these visual columns sum to less.
-    keys : Tensor or None, (N, Dk)
-        Key states, all heads concatenated; which ones, the pruner chooses through `Pruner.needs`.
-    """
-
-    hidden: Tensor
-    coords: Tensor
-    attention: Tensor | None = None
-    keys: Tensor | None = None
-
-    def __len__(self) -> int:
-        return self.hidden.shape[0]
-
 
 #: What shares one budget.
 BUDGETS = {
@@ -62,11 +28,34 @@ def budget(keep_ratio: float, num_visual: int) -> int:
     return max(1, math.floor(keep_ratio * num_visual))
 
 
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Places of the highest scores, (count,) int64, ascending; of equals, those of lower index."""
+    return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+
+
+def coordinate_tokens(tokens: VisualTokens, share: float) -> Tensor:
+    """Tokens whose position embedding points furthest along cosine or sine (IVC), ascending: `share` of N of each."""
+    assert tokens.rotary is not None
+    count = budget(share, len(tokens))
+    kinds = [highest(part.double().flatten(1).mean(dim=1), count) for part in tokens.rotary]
+    return torch.cat(kinds).unique(sorted=True)
+
+
+#: Where rules take tokens out: before the first decoder layer, before a later one, both, or wherever they are told to.
+SITES = ("encoder", "decoder", "both", "any")
+#: What becomes of the places of tokens in the sequence once some have left.
+POSITIONS = {
+    "original": "each keeps its own",
+    "packed": "from the layer on where tokens leave, those that stay are numbered without gaps",
+}
+
+
 @dataclass(frozen=True)
 class Pruner:
     """A selection rule: a dataclass is both its configuration and its behaviour.
 
-    Subclasses set `name` and `needs` and override `score` (higher is kept) or `select`.
+    Subclasses set `name`, `site` and `needs` and override `score` (higher is kept) or `select`. Rules that merge
+    override `merge`, those that act before several layers `stages` and `counts`.
 
     Parameters
     ----------
@@ -79,16 +68,31 @@ class Pruner:
         How many tokens are kept at most, in place of `keep_ratio`, for every N that share a budget.
     budget : {"image", "grid", "joint"}
         What shares one budget: an image (or video), a tile or frame, or all of a prompt.
+    positions : {"original", "packed"}
+        Whether tokens keep their places in the sequence, or are numbered anew without gaps.
+    key_bias : float
+        Kept tokens stand for dropped ones: this many times ``log(n)`` is added to what attention makes of their keys, n
+        being how many tokens each stands for (`weights`). 0 is off, 1 is RESTORE's.
+    coordinate_tokens : float
+        Of both kinds of coordinate tokens (IVC), this fraction of N is always kept, within the budget: those whose
+        position embedding has the highest mean cosine, and the highest mean sine.
     """
 
     keep_ratio: float = 0.5
     layer: int = 2
     num_keep: int | None = None
     budget: str = "image"
+    positions: str = "original"
+    key_bias: float = 0.0
+    coordinate_tokens: float = 0.0
 
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    #: One of SITES.
+    site: ClassVar[str] = "decoder"
+    #: Whether the rule itself finds how many tokens stay; what was asked for is the most that may.
+    adaptive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         ratio = self.keep_ratio
@@ -100,23 +104,59 @@ class Pruner:
             raise AdaptPruneError(f"layer={self.layer!r} is not allowed: it is a decoder layer's number, 0 or more.")
         if self.num_keep is not None:
             whole("num_keep", self.num_keep, 1, 2**31)
-        if not isinstance(self.budget, str) or self.budget not in BUDGETS:
-            raise AdaptPruneError(f"unknown budget={self.budget!r}.{did_you_mean(str(self.budget), BUDGETS)}")
+        one_of("budget", self.budget, BUDGETS)
+        one_of("positions", self.positions, POSITIONS)
+        not_negative("key_bias", self.key_bias)
+        fraction("coordinate_tokens", self.coordinate_tokens)
         if self.layer < self.smallest_layer:
             raise AdaptPruneError(
                 f"layer={self.layer} is too early for {self.name!r}, which ranks tokens by what layer K-1 computed: "
                 f"use layer={self.smallest_layer} or later, or a method that needs no cue (random, grid)."
             )
 
+    # -- what it looks at --------------------------------------------------------------------------------------------
+
     @property
     def needs(self) -> frozenset[str]:
-        """The cues (keys of `CUES`) that the hooks have to capture for this rule."""
+        """The cues (keys of `adaptprune.cues.CUES`) that the hooks have to capture for this rule, at all its stages."""
         return frozenset()
+
+    def needs_at(self, layer: int, num_layers: int) -> frozenset[str]:
+        """Those for the stage before one layer."""
+        return self.needs
+
+    def cues(self, layer: int, num_layers: int) -> frozenset[str]:
+        """What the hooks capture for a stage: `needs_at`, and what options ask for that every rule has."""
+        return self.needs_at(layer, num_layers) | (frozenset({"rotary"}) if self.coordinate_tokens else frozenset())
 
     @property
     def smallest_layer(self) -> int:
         """The first layer before which this rule can prune: cues of layer K-1 need K >= 1."""
-        return 1 if self.needs & {"attention", "previous_keys"} else 0
+        return 1 if self.needs & BELOW else 0
+
+    # -- when, and how many ------------------------------------------------------------------------------------------
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether it leaves a model untouched."""
+        return self.keep_ratio == 1 and self.num_keep is None
+
+    def stages(self, num_layers: int) -> tuple[int, ...]:
+        """The layers of a decoder before which tokens leave, ascending."""
+        return (self.layer,)
+
+    def target(self, size: int) -> int:
+        """How many of `size` tokens that share a budget were asked for."""
+        return budget(self.keep_ratio, size) if self.num_keep is None else min(self.num_keep, size)
+
+    def counts(self, size: int, num_layers: int) -> dict[int, int]:
+        """By stage, how many of `size` tokens that shared a budget at first are kept (at most, if it is adaptive).
+
+        Rules with several stages keep, as a mean over all layers, what was asked for.
+        """
+        return {self.layer: self.target(size)}
+
+    # -- which -------------------------------------------------------------------------------------------------------
 
     def score(self, tokens: VisualTokens) -> Tensor:
         """Rank of each token, (N,), higher is kept."""
@@ -128,20 +168,33 @@ class Pruner:
         The default takes the highest scores; ties go to the lower index. A rule that cannot hit the budget exactly may
         keep fewer, never more.
         """
-        order = torch.sort(self.score(tokens), descending=True, stable=True).indices
-        return order[:num_keep].sort().values
+        return highest(self.score(tokens), num_keep)
+
+    def choose(self, tokens: VisualTokens, num_keep: int) -> Tensor:
+        """What is kept: `select` among what options that every rule has leave open."""
+        if not self.coordinate_tokens:
+            return self.select(tokens, num_keep)
+        always = coordinate_tokens(tokens, self.coordinate_tokens)
+        if len(always) >= num_keep:
+            raise AdaptPruneError(
+                f"coordinate_tokens={self.coordinate_tokens} always keeps {len(always)} of {len(tokens)} tokens, and "
+                f"{num_keep} were asked for: use a smaller fraction, or keep more."
+            )
+        others = torch.ones(len(tokens), dtype=torch.bool, device=always.device)
+        others[always] = False
+        open_ = others.nonzero()[:, 0]
+        picked = self.select(tokens.subset(open_), num_keep - len(always))
+        return torch.cat([always, open_[picked.to(open_.device)]]).sort().values
+
+    # -- what they go on with ----------------------------------------------------------------------------------------
 
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
         """Hidden states that the kept tokens go on with, (num_keep, D); the default leaves them as they are."""
         return tokens.hidden[keep]
 
-    def schedule(self, num_layers: int) -> dict[int, float]:
-        """Decoder layer to the fraction of each image's original tokens that is kept from it on."""
-        return {self.layer: self.keep_ratio}
-
-    def num_kept(self, keep_ratio: float, num_visual: int) -> int:
-        """How many of `num_visual` tokens that share a budget are kept at a stage with this ratio."""
-        return budget(keep_ratio, num_visual) if self.num_keep is None else min(self.num_keep, num_visual)
+    def weights(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
+        """How many of the first tokens each kept one stands for, (num_keep,): all of them as many, by default."""
+        return torch.full(keep.shape, tokens.whole / keep.numel(), device=keep.device)
 
     def groups(self, images: Tensor, coords: Tensor) -> Tensor:
         """The budget that each token of a prompt belongs to, (N,) int64, from its image (N,) and place (N, 3)."""

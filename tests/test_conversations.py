@@ -13,6 +13,7 @@ from transformers import DynamicCache
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
 from adaptprune.hooks.seams.parts import takes_ready
+from adaptprune.pruner import budget
 from adaptprune.testing.oracle import hiding
 from adaptprune.testing.specimen import IMAGE, build, clip, text
 from adaptprune.testing.zoo import SPECIMENS
@@ -175,8 +176,11 @@ def test_options_that_are_not_yes_or_no():
 
 @dataclass(frozen=True)
 class Steps(Random):
-    def schedule(self, num_layers):
-        return {1: 0.06, 3: 0.03}
+    def stages(self, num_layers):
+        return (1, 3)
+
+    def counts(self, size, num_layers):
+        return {1: budget(0.06, size), 3: budget(0.03, size)}
 
 
 @torch.no_grad()

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, DynamicCache, LlavaConfig, LlavaForCo
 
 import adaptprune
 from adaptprune import AdaptPruneError, FastV, Random
+from adaptprune.pruner import budget
 from adaptprune.testing.oracle import hiding
 from tests.tiny import CASES, IMAGE, LAYERS, RUN, SIDE, Hidden, batch, dropped, llava, oracle, prompt
 
@@ -53,13 +54,16 @@ class TwoStages(FastV):
     def needs(self):
         return frozenset({"attention", "keys"})
 
-    def schedule(self, num_layers):
-        return {1: 0.5, 3: 1 / 6}
+    def stages(self, num_layers):
+        return (1, 3)
+
+    def counts(self, size, num_layers):
+        return {1: budget(0.5, size), 3: budget(1 / 6, size)}
 
 
 class FirstStage(TwoStages):
-    def schedule(self, num_layers):
-        return {1: 0.5}
+    def stages(self, num_layers):
+        return (1,)
 
 
 @torch.no_grad()

@@ -107,7 +107,8 @@ def test_specs_and_options(method):
     assert (pruner.keep_ratio, pruner.layer) == (0.25, 3)
     assert make_pruner(pruner.spec()) == pruner
     assert make_pruner(pruner, layer=4) == make_pruner(method, keep_ratio=0.25, layer=4)
-    assert pruner.schedule(32) == {3: 0.25}
+    assert pruner.stages(32) == (3,)
+    assert pruner.counts(100, 32) == {3: 25}
     assert pruner.summary
     with pytest.raises(dataclasses.FrozenInstanceError):
         pruner.keep_ratio = 0.9

@@ -15,7 +15,8 @@ PACKAGE = Path(adaptprune.__file__).parent
 #: From the ground up; rooms of one floor do not know one another.
 FLOORS = (
     ("_version", "errors"),
-    ("checks", "devices", "lazily", "disk", "flops", "installed", "metadata", "registry", "report"),
+    ("registry",),
+    ("checks", "cues", "devices", "lazily", "disk", "flops", "installed", "metadata", "report"),
     ("images", "ops", "pruner"),
     ("methods",),
     ("hooks/seams",),

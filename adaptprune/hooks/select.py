@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, join
 from adaptprune.hooks.holds import Hold, broken, hook
@@ -26,7 +27,7 @@ from adaptprune.hooks.seams.layers import (
 )
 from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.state import BELOW, Call, History, places
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.pruner import Pruner
 
 
 class Selector:
@@ -46,9 +47,8 @@ class Selector:
     def __init__(self, pruner: Pruner, found: Parts, current: Callable[[], Call | None]) -> None:
         self.pruner, self.layers, self._current = pruner, found.layers, current
         self.keyless, self.sources = found.keyless, found.sources
-        self.schedule = pruner.schedule(len(self.layers))
-        acting = [layer for layer, ratio in self.schedule.items() if ratio < 1 or pruner.num_keep is not None]
-        self.stages = self.stages or tuple(sorted(acting))
+        self.planned = pruner.stages(len(self.layers))
+        self.stages = self.stages or (() if pruner.keeps_all else self.planned)
 
     def check(self, smallest: int) -> None:
         """Raise AdaptPruneError for a layer that does not exist or comes too early or late, or that lacks a cue.
@@ -59,7 +59,7 @@ class Selector:
             The first layer before which tokens can leave this model.
         """
         first, last = max(smallest, self.pruner.smallest_layer), min([len(self.layers) - 1, *self.sources.values()])
-        for layer in self.schedule:
+        for layer in self.planned:
             if layer < smallest:
                 raise AdaptPruneError(
                     f"layer={layer} is too early for this model, which changes all visual tokens up to layer "
@@ -160,10 +160,11 @@ class Selector:
             groups = self.pruner.groups(layout.images, layout.coords)
             for group in torch.unique(groups):
                 members = alive[groups[alive] == group]
-                num_keep = self.pruner.num_kept(self.schedule[stage], int((groups == group).sum()))
-                if num_keep < members.numel():
+                size = int((groups == group).sum())
+                num_keep = self.pruner.counts(size, len(self.layers))[stage]
+                if num_keep < members.numel() or self.pruner.adaptive:
                     tokens = self._tokens(call, stage, hidden, row, layout, members, slots)
-                    keep = self._checked(self.pruner.select(tokens, num_keep), len(tokens), num_keep)
+                    keep = self._checked(self.pruner.choose(tokens, num_keep), len(tokens), num_keep)
                     members = members[keep.to(members.device)]
                     if type(self.pruner).merge is not Pruner.merge:
                         states = self.pruner.merge(tokens, keep)
@@ -178,7 +179,7 @@ class Selector:
             and sum(map(len, kept)) == sum(len(layout.positions) for layout in call.layouts)
         ):
             raise AdaptPruneError(
-                f"keep_ratio={self.schedule[stage]} keeps all {sum(map(len, kept))} visual tokens of this prompt, so "
+                f"keep_ratio={self.pruner.keep_ratio} keeps all {sum(map(len, kept))} visual tokens of this prompt, so "
                 "nothing would be pruned: use a smaller one, or run the model without pruning."
             )
         call.keep(stage, kept)

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from adaptprune.checks import not_negative, positive
+from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.ops import BACKENDS, adaptive_nms
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.pruner import Pruner
 from adaptprune.registry import did_you_mean
 
 KEY_SOURCES = {"layer": "keys", "reference": "raw_keys", "previous": "previous_keys"}

@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.cues import VisualTokens
+from adaptprune.pruner import Pruner
 
 
 @dataclass(frozen=True)

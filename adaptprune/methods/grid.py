@@ -9,7 +9,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.cues import VisualTokens
+from adaptprune.pruner import Pruner
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods.grid import apportion
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.pruner import Pruner
 
 
 @dataclass(frozen=True)

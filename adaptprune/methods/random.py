@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from adaptprune.checks import whole
-from adaptprune.pruner import Pruner, VisualTokens
+from adaptprune.cues import VisualTokens
+from adaptprune.pruner import Pruner
 
 
 @dataclass(frozen=True)
