@@ -38,7 +38,8 @@ def coordinate_tokens(tokens: VisualTokens, share: float) -> Tensor:
     assert tokens.rotary is not None
     count = budget(share, len(tokens))
     kinds = [highest(part.double().flatten(1).mean(dim=1), count) for part in tokens.rotary]
-    return torch.unique(torch.cat(kinds))
+    both: Tensor = torch.unique(torch.cat(kinds))
+    return both
 
 
 #: Where rules take tokens out: before the first decoder layer, before a later one, both, or wherever they are told to.

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from adaptprune.hooks import narrow, state
-from adaptprune.hooks.probe import last_token_attention
+from adaptprune.hooks.probe import attention_rows
+from adaptprune.hooks.seams.attention import Watched
 from adaptprune.hooks.state import Call, PruneState, View
 
 BATCH, HEADS, SHARED, PAST, LENGTH, WIDTH = 2, 4, 2, 3, 7, 8
@@ -43,7 +44,8 @@ def test_attention_without_a_spelt_out_mask(side, window, softcap):
     padding = PADDINGS[side]
     given = None if padding is None else torch.tensor(padding)
     call = Call(PruneState((2,)), PAST, LENGTH, BATCH, torch.device("cpu"), token_mask=given)
-    found = last_token_attention(call, 1, query, key, given, None, softcap, window)
+    seen = Watched(query, key, given, None, softcap, window)
+    found = attention_rows(call, 1, seen, call.last_row()[:, None])[:, :, 0]
     assert torch.allclose(found.double(), by_hand(query, key, padding, window, softcap), atol=1e-6)
 
 

@@ -18,7 +18,7 @@ from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.hooks.holds import broken
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import parts
-from adaptprune.hooks.seams.calls import KNOWN, rotary
+from adaptprune.hooks.seams.calls import KNOWN, WithoutRotary, rotary
 from adaptprune.hooks.state import Call
 
 # -- before ------------------------------------------------------------------------------------------------------------
@@ -68,6 +68,17 @@ def check_whole(call: Call, visual: bool) -> None:
         )
 
 
+def remembered_rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    """The position embeddings that a layer is handed; CannotReselect if there are none to remember."""
+    try:
+        return rotary(arguments)
+    except WithoutRotary as error:
+        raise CannotReselect(
+            f"reselect=True needs position embeddings that are handed to the layers, and {error}: start a new cache at "
+            "every turn instead."
+        ) from None
+
+
 def check_alike(call: Call, arguments: Mapping[str, Any]) -> None:
     """Refuse to choose anew where later turns would lack what a layer was handed: one position embedding is remembered.
 
@@ -75,7 +86,7 @@ def check_alike(call: Call, arguments: Mapping[str, Any]) -> None:
     """
     if call.length == 1 or call.anew is not None:
         return
-    pair = rotary(arguments)
+    pair = remembered_rotary(arguments)
     known = call.first_rotary = call.first_rotary or pair
     if any(a is not b and not torch.equal(a, b.to(a.device)) for a, b in zip(known, pair, strict=True)):
         raise CannotReselect(

@@ -62,7 +62,9 @@ class Forwards:
         #: Everything that was put on the model, to be looked after.
         self.held: list[holds.Hold] = []
         #: The first layer that has a hook.
-        self.first = 0 if evict_below and self._stages else min(self._stages, default=len(found.layers))
+        self.first = min([*self._stages, *selector.first], default=len(found.layers))
+        if evict_below and self._stages:
+            self.first = 0
 
     # -- the model around the base ----------------------------------------------------------------------------------
 
@@ -234,12 +236,12 @@ class Forwards:
         if self._reselect and self._stages and index >= self._stages[0]:
             facts.check_alike(call, arguments)
         if self._reselect and self._stages and index == self._stages[0]:
-            hidden = self._selector.remember(call, hidden, calls.rotary(arguments))
+            hidden = self._selector.remember(call, hidden, facts.remembered_rotary(arguments))
         changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments
         before, dim = call.rows_at(index), token_dim(call, index, hidden)
         if index in self._stages and any(alive.numel() for alive in call.alive):
-            self._selector.drop(call, index, stream_of(hidden, dim))
-        changed = layer_arguments(call, index, changed, backend)
+            self._selector.drop(call, index, stream_of(hidden, dim), changed)
+        whole, changed = changed, layer_arguments(call, index, changed, backend)
         kv.expect(call.cache, index)
         rows = call.rows.get(index)
         if rows is not None:
@@ -252,6 +254,7 @@ class Forwards:
                 )
             for row, kept, states in call.merged.get(index, ()):
                 hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
+        self._selector.cues.note(call, index, stream_of(hidden, dim), whole)
         if changed is arguments and hidden is given:
             return None
         return (hidden,), changed

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from adaptprune.errors import AdaptPruneError, CannotReselect
 from adaptprune.families import family_of, is_tested
 from adaptprune.hooks import encode
+from adaptprune.hooks.cues import REMEMBERED
 from adaptprune.hooks.forwards import Forwards
 from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
@@ -159,6 +160,11 @@ class PruneHandle:
             raise CannotReselect(
                 f"reselect=True needs causal attention, and in model type {self.config.model_type!r} tokens see later "
                 "ones: start a new cache at every turn instead."
+            )
+        if reselect and (fleeting := self._selector.cues.all - REMEMBERED):
+            raise CannotReselect(
+                f"reselect=True remembers keys and one row of attention, and {self.pruner.name!r} looks at "
+                f"{', '.join(sorted(fleeting))}: start a new cache at every turn instead."
             )
         if reselect and (self._selector.keyless or self._selector.sources):
             raise CannotReselect(

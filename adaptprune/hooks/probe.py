@@ -1,7 +1,7 @@
-"""One row of attention: the last prompt token's probabilities, from the query and key states of one layer.
+"""Rows of attention: probabilities of chosen tokens, from the query and key states of one layer.
 
 The states are after RoPE and norms, whatever the model (`adaptprune.hooks.seams.attention` hands them over); the
-model's own attention kernel stays on.
+model's own attention kernel stays on. A layer that has yet to run is asked for its states first (`peek`).
 """
 
 from __future__ import annotations
@@ -9,65 +9,122 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
 from adaptprune.hooks.narrow import take
-from adaptprune.hooks.state import Call
+from adaptprune.hooks.seams import calls
+from adaptprune.hooks.seams.attention import Watched, peek
+from adaptprune.hooks.seams.layers import attention_of, normalised
+from adaptprune.hooks.state import Call, places
+
+LOWEST = torch.finfo(torch.float32).min
 
 
-def last_token_attention(
-    call: Call,
-    layer: int,
-    query: Tensor,
-    key: Tensor,
-    mask: Any,
-    scaling: float | None,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """Attention probabilities of each sample's last prompt token, (B, H, S), float32.
+def attention_rows(call: Call, layer: int, seen: Watched, asked: Tensor, row: int | None = None) -> Tensor:
+    """Attention probabilities of some tokens at a layer, (B, H, T, S), float32.
 
     Parameters
     ----------
-    query, key : Tensor, (B, H, L, d) and (B, H_kv, S, d)
-        As handed to the attention function; grouped heads not repeated.
-    mask
-        The attention mask handed along: none, 2-D, 4-D (boolean or additive) or a block mask.
-    scaling, softcap, window
-        As handed to the attention function.
+    asked : Tensor, (B, T)
+        Of each sample, places of those tokens among the incoming ones.
+    row : int, optional
+        The one sample that `asked`, (1, T), speaks of.
     """
     rows = call.rows_at(layer)
-    last = call.last_row()
+    slots = asked
     if rows is not None:
-        last = (rows == last[:, None]).int().argmax(dim=1)
-    last = last.to(query.device)
-    states = take(query.transpose(1, 2), last[:, None])[:, 0].float()  # (B, H, d)
-    batch, heads, width = states.shape
-    grouped = states.view(batch, key.shape[1], heads // key.shape[1], width)
-    scores = torch.einsum("bgrd,bgsd->bgrs", grouped, key.float()).reshape(batch, heads, key.shape[2])
-    scores = scores * (width**-0.5 if scaling is None else scaling)
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    return torch.softmax(scores + _visible(call, layer, last, mask, window)[:, None].to(scores.device), dim=-1)
+        mine = rows if row is None else rows[row : row + 1]
+        slots = places(mine, call.length).gather(1, asked)
+    device = seen.query.device
+    lines = slice(None) if row is None else slice(row, row + 1)
+    states = take(seen.query[lines].transpose(1, 2), slots.to(device))  # (B, T, H, d)
+    scores = seen.logits(states, seen.key[lines])
+    return torch.softmax(scores + _visible(call, layer, seen, asked, slots, lines)[:, None].to(device), dim=-1)
 
 
-def _visible(call: Call, layer: int, last: Tensor, mask: Any, window: int | None) -> Tensor:
-    """Additive mask of each sample's last row, (B, S), float32."""
+def _visible(call: Call, layer: int, watched: Watched, asked: Tensor, slots: Tensor, lines: slice) -> Tensor:
+    """Additive mask of each sample's chosen rows, (B, T, S), float32."""
+    mask, window = watched.mask, watched.window
     if isinstance(mask, Tensor) and mask.ndim == 4:
-        row = take(mask[:, 0].expand(call.batch, *mask.shape[2:]), last[:, None])[:, 0]
+        row = take(mask[:, 0].expand(call.batch, *mask.shape[2:])[lines], slots)
         if mask.dtype != torch.bool:
             return row.float()
         seen = row
     elif isinstance(mask, BlockMask):
-        line = torch.arange(call.batch, device=last.device)[:, None]
-        column = torch.arange(mask.seq_lengths[1], device=last.device)[None]
-        seen = mask.mask_mod(line, torch.zeros_like(line), last[:, None], column)
+        line = torch.arange(call.batch, device=slots.device)[lines][:, None, None]
+        column = torch.arange(mask.seq_lengths[1], device=slots.device)[None, None]
+        seen = mask.mask_mod(line, torch.zeros_like(line), slots[..., None], column)
     else:
-        columns, place = call.columns_at(layer), (call.past + call.last_row())[:, None]
+        columns, place = call.columns_at(layer)[lines][:, None], (call.past + asked)[..., None]
         seen = (columns >= 0) & (columns <= place)
         if window is not None:  # flash attention is told the window instead of a mask
-            seen &= columns > place - window
+            seen = seen & (columns > place - window)
         if call.token_mask is not None:
-            seen &= call.token_mask.to(call.device).bool().gather(1, columns.clamp_min(0))
-    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, torch.finfo(torch.float32).min)
+            known = call.token_mask.to(call.device).bool()[lines]
+            seen = seen & known.gather(1, columns[:, 0].clamp_min(0))[:, None]
+    return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, LOWEST)
+
+
+def next_attention(call: Call, layer: int, module: nn.Module, hidden: Tensor, arguments: Any, row: int) -> Tensor:
+    """The last prompt token's probabilities, (H, S), as a layer that has yet to run would have them.
+
+    Parameters
+    ----------
+    module : nn.Module
+        The layer.
+    hidden : Tensor, (B, S, D)
+        What it is about to read. Tokens of earlier forwards are not looked at.
+    arguments
+        Its other arguments, of all tokens of the forward.
+    """
+    rows = call.rows_at(layer)
+    rows = call.all_rows() if rows is None else rows
+    rotary = _narrowed(arguments, rows)
+    seen = peek(attention_of(module), normalised(module, hidden), rotary)
+    mine, last = rows[row], int(call.last_row()[row])
+    slot = (mine == last).nonzero()[0].to(hidden.device)
+    logits = seen.logits(seen.query[row : row + 1, :, slot].transpose(1, 2), seen.key[row : row + 1])[0, :, 0]
+    visible = (mine >= 0) & (mine <= last)
+    if (width := call.window_at(layer)) is not None:
+        visible &= mine > last - width
+    if call.token_mask is not None:
+        real = call.token_mask[row, -call.length :].to(call.device).bool()
+        visible &= real[mine.clamp_min(0)]
+    return torch.softmax(logits.masked_fill(~visible.to(logits.device), LOWEST), dim=-1)
+
+
+def affinity(call: Call, module: nn.Module, hidden: Tensor, arguments: Any) -> list[Tensor]:
+    """By sample, ``q . k / sqrt(d)`` of the instruction's queries and of all keys, without RoPE, (H, T, S), float32.
+
+    Parameters
+    ----------
+    module : nn.Module
+        Layer 0, which has yet to run.
+    hidden : Tensor, (B, L, D)
+    arguments
+        Its other arguments.
+    """
+    seen = peek(attention_of(module), normalised(module, hidden), _unturned(arguments))
+    seen = seen._replace(scaling=None, softcap=None)
+    found = []
+    for row, words in enumerate(call.instructions()):
+        query = seen.query[row : row + 1, :, words.to(hidden.device)].transpose(1, 2)
+        found.append(seen.logits(query, seen.key[row : row + 1])[0])
+    return found
+
+
+def _narrowed(arguments: Any, rows: Tensor) -> Any:
+    """A layer's position embeddings, cut to the tokens that it reads."""
+    if arguments.get(calls.ROTARY) is None:
+        return arguments
+    pair = tuple(take(part, rows) for part in calls.rotary(arguments))
+    return {**arguments, calls.ROTARY: calls.as_rotary(pair), calls.POSITIONS: None}
+
+
+def _unturned(arguments: Any) -> Any:
+    """A layer's arguments with position embeddings that turn nothing."""
+    if arguments.get(calls.ROTARY) is None:
+        return arguments
+    cos, sin = calls.rotary(arguments)
+    return {**arguments, calls.ROTARY: calls.as_rotary((torch.ones_like(cos), torch.zeros_like(sin)))}

@@ -115,7 +115,7 @@ class Trial:
         class All(Selector):
             stages = self.stages
 
-            def drop(self, call: Call, stage: int, hidden: Tensor) -> None:
+            def drop(self, call: Call, stage: int, hidden: Tensor, arguments: dict[str, Any]) -> None:
                 seen.append(stage)
                 nothing = [alive[:0] for alive in call.alive]
                 for each in self.stages:

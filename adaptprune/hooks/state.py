@@ -151,10 +151,10 @@ class Call:
         Per row, indices into its layout of the visual tokens that no stage has dropped.
     rows : dict of int to Tensor, (B, S)
         Per stage that dropped something: which of the incoming tokens it kept (-1: padding).
-    attention : dict of int to (Tensor, Tensor), (B, H, S) float32 and (B, S) int64
-        Per layer, what the probe saw: the last prompt token's probabilities, and the positions they are for.
-    keys : dict of int to Tensor, (B, S, Dk)
-        Per layer, what its key projection put out.
+    seen : dict of (str, int) to anything
+        By cue and layer, what was captured (`adaptprune.hooks.cues` knows its form).
+    memos : dict of (int, int) to dict
+        By row of the batch and budget, what the rule keeps from stage to stage.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
@@ -192,8 +192,8 @@ class Call:
     prompt: int | None = None
     alive: list[Tensor] = field(default_factory=list)
     rows: dict[int, Tensor] = field(default_factory=dict)
-    attention: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    keys: dict[int, Tensor] = field(default_factory=dict)
+    seen: dict[tuple[str, int], Any] = field(default_factory=dict)
+    memos: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
@@ -207,13 +207,14 @@ class Call:
     anew: int | None = None
     rotary: tuple[Tensor, ...] | None = None
     first_rotary: tuple[Tensor, ...] | None = None
+    _instructions: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
         self.consider(self.layouts)
 
     def consider(self, layouts: list[Layout] | None) -> None:
         """Set the visual tokens to choose from."""
-        self.layouts = layouts
+        self.layouts, self._instructions = layouts, None
         self.held.clear()
         self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in layouts or ()]
 
@@ -292,6 +293,26 @@ class Call:
     def reads_prompt(self) -> bool:
         """Whether this forward reads a prompt, and not what was generated after it."""
         return self.length > 1 if self.prompt is None else self.past < self.prompt
+
+    @property
+    def chooses(self) -> bool:
+        """Whether there are visual tokens to choose from."""
+        history = self.state.history
+        return self.layouts is not None or (history is not None and self.past > 0 and self.reads_prompt)
+
+    def instructions(self) -> list[Tensor]:
+        """Of each row, the incoming tokens behind its last visual one, without padding; at least its last, (T,)."""
+        if self._instructions is None:
+            self._instructions = [self._instruction(row, int(last)) for row, last in enumerate(self.last_row())]
+        return self._instructions
+
+    def _instruction(self, row: int, last: int) -> Tensor:
+        visual = self.layouts[row].positions if self.layouts else None
+        first = int(visual.max()) + 1 if visual is not None and visual.numel() else 0
+        words = torch.arange(min(first, last), last + 1, device=self.device)
+        if self.token_mask is not None:
+            words = words[self.token_mask[row, self.past :].to(self.device)[words] > 0]
+        return words[words >= first] if first <= last else words[-1:]
 
     def last_row(self) -> Tensor:
         """For each sample, which incoming token is the prompt's last one that is not padding, (B,)."""

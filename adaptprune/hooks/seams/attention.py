@@ -4,20 +4,51 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.seams.cache import NAMES, parameters
 from adaptprune.hooks.seams.versions import misfit
 
 NAME = "adaptprune_probe"
 #: Attribute of a watched attention module: its own config, and whom to tell. There, so that all go together.
 WATCH = "_adaptprune_watch"
+#: The same for a module that is only asked what it would hand on.
+PEEK, KEEP = "adaptprune_peek", "_adaptprune_peek"
 EAGER = "eager_attention_forward"
+
+
+class Watched(NamedTuple):
+    """What an attention function is handed.
+
+    Attributes
+    ----------
+    query, key : Tensor, (B, H, L, d) and (B, H_kv, S, d)
+        Grouped heads not repeated.
+    mask
+        None, 2-D, 4-D (boolean or additive) or a block mask.
+    scaling, softcap, window
+    """
+
+    query: Tensor
+    key: Tensor
+    mask: Any
+    scaling: float | None
+    softcap: float | None
+    window: int | None
+
+    def logits(self, query: Tensor, key: Tensor) -> Tensor:
+        """Scaled products of queries (B, T, H, d) and keys (B, H_kv, S, d): (B, H, T, S), float32."""
+        batch, count, heads, width = query.shape
+        grouped = query.float().view(batch, count, key.shape[1], heads // key.shape[1], width)
+        scores = torch.einsum("btgrd,bgsd->bgrts", grouped, key.float()).flatten(1, 2)
+        scores = scores * (width**-0.5 if self.scaling is None else self.scaling)
+        return scores if self.softcap is None else self.softcap * torch.tanh(scores / self.softcap)
 
 
 def backend(decoder: nn.Module) -> str:
@@ -82,6 +113,46 @@ def _probe(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: 
     config, watch = getattr(module, WATCH)
     watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
     return _function(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
+
+
+def peek(attention: nn.Module, states: Tensor, arguments: Mapping[str, Any]) -> Watched:
+    """What an attention module would hand to its attention function, which is not run.
+
+    Parameters
+    ----------
+    states : Tensor, (B, S, D)
+        Normalised.
+    arguments : mapping
+        Those of its layer; the module is handed what it takes of them, no mask and no cache.
+    """
+    config: Any = attention.config
+    seen: list[Any] = []
+
+    def keep(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        seen.append(
+            Watched(query, key, None, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
+        )
+        return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
+
+    ALL_ATTENTION_FUNCTIONS.register(PEEK, _peeked)
+    changed = copy.copy(config)
+    changed._attn_implementation = PEEK
+    given = {name: value for name, value in arguments.items() if name in parameters(attention)}
+    given.update({name: None for name in ("attention_mask", *NAMES) if name in parameters(attention)})
+    attention.config = changed
+    setattr(attention, KEEP, keep)
+    try:
+        attention.forward(states, **given)  # past its hooks, which would count it
+    finally:
+        attention.config = config
+        delattr(attention, KEEP)
+    if not seen:
+        raise misfit("the attention interface", f"{type(attention).__name__} did not ask for its attention function")
+    return seen[0]
+
+
+def _peeked(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    return getattr(module, KEEP)(module, *args, **kwargs)
 
 
 def find(attentions: list[nn.Module]) -> str:

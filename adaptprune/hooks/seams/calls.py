@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import GenerationMixin
 
-from adaptprune.errors import CannotReselect
+from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.seams.cache import parameters
 from adaptprune.hooks.seams.versions import misfit
 
@@ -55,14 +55,15 @@ def bound(function: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> di
     return found
 
 
+class WithoutRotary(AdaptPruneError):
+    """A decoder does not hand its layers position embeddings."""
+
+
 def rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
     """The position embeddings that a layer is handed, (cos, sin), tokens second: (B or 1, L, d) or (B, L, d, axes)."""
     pair = arguments.get(ROTARY)
     if not isinstance(pair, (tuple, list)) or not all(isinstance(part, Tensor) for part in pair):
-        raise CannotReselect(
-            "reselect=True needs position embeddings that are handed to the layers, and this decoder hands on "
-            f"{type(pair).__name__}: start a new cache at every turn instead."
-        )
+        raise WithoutRotary(f"this decoder hands its layers {type(pair).__name__} in place of position embeddings")
     # before 5.18, Qwen2-VL's layers put their axes together themselves: (axes, B, L, d)
     return tuple(part.movedim(0, -1) if part.ndim == 4 else part for part in pair)
 

@@ -22,6 +22,8 @@ QUERIES = ("q_proj", "q_b_proj", "query_key_value", "qkv_proj")
 KEYS = ("k_proj", "kv_a_proj_with_mqa")
 #: The norm in front of the attention.
 NORMS = ("input_layernorm", "attn_norm", "operator_norm", "norm")
+#: The norm behind all layers.
+FINAL = ("norm", "final_layernorm", "final_norm", "embedding_norm")
 #: All norms of a layer that has none in front: each stands behind what it belongs to (EXAONE 4).
 BEHIND = {"post_attention_layernorm", "post_feedforward_layernorm"}
 
@@ -119,6 +121,16 @@ def normalised(layer: nn.Module, states: Tensor) -> Tensor:
         )
     out: Tensor = norm(states)
     return out
+
+
+def final_norm(decoder: nn.Module) -> nn.Module:
+    """The norm behind a decoder's last layer."""
+    found = next((each for name in FINAL if isinstance(each := getattr(decoder, name, None), nn.Module)), None)
+    if found is None:
+        raise AdaptPruneError(
+            f"{type(decoder).__name__} has none of {', '.join(FINAL)}: use a rule that does not compare final states."
+        )
+    return found
 
 
 def find(config: Any, layers: Sequence[nn.Module], apart: frozenset[int], sources: Mapping[int, int]) -> str:
