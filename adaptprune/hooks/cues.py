@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from adaptprune.cues import VisualTokens
 from adaptprune.families import Layout
 from adaptprune.hooks.holds import Hold, broken, hook
+from adaptprune.hooks.narrow import narrow_mask
 from adaptprune.hooks.probe import affinity, attention_rows, next_attention
-from adaptprune.hooks.seams.attention import Watched, install
+from adaptprune.hooks.seams import calls
+from adaptprune.hooks.seams.attention import Watched, backend, install
 from adaptprune.hooks.seams.layers import (
     attention_of,
     final_norm,
@@ -188,7 +190,8 @@ class Cues:
         if "raw_keys" in asked:
             found["keys"] = key_projection(self._layers[stage])(states).to(hidden.device)
         if "next_attention" in asked:
-            whole = next_attention(call, stage, self._layers[stage], hidden, arguments, row)
+            mask = narrow_mask(call, stage, arguments.get(calls.MASK), backend(self._decoder))
+            whole = next_attention(call, stage, self._layers[stage], hidden, arguments, mask, row)
             found["next_attention"] = whole[:, cut.slots(rows).to(whole.device)].to(hidden.device)
         found.update(self._captured(call, stage, asked, cut))
         coords = layout.coords[members].to(hidden.device)

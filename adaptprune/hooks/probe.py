@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 
+from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.narrow import take
 from adaptprune.hooks.seams import calls
 from adaptprune.hooks.seams.attention import Watched, peek
@@ -66,7 +67,9 @@ def _visible(call: Call, layer: int, watched: Watched, asked: Tensor, slots: Ten
     return torch.zeros(seen.shape, device=seen.device).masked_fill(~seen, LOWEST)
 
 
-def next_attention(call: Call, layer: int, module: nn.Module, hidden: Tensor, arguments: Any, row: int) -> Tensor:
+def next_attention(
+    call: Call, layer: int, module: nn.Module, hidden: Tensor, arguments: Any, mask: Any, row: int
+) -> Tensor:
     """The last prompt token's probabilities, (H, S), as a layer that has yet to run would have them.
 
     Parameters
@@ -77,21 +80,19 @@ def next_attention(call: Call, layer: int, module: nn.Module, hidden: Tensor, ar
         What it is about to read. Tokens of earlier forwards are not looked at.
     arguments
         Its other arguments, of all tokens of the forward.
+    mask
+        The attention mask, of what it holds.
+    row : int
+        Of the batch.
     """
     rows = call.rows_at(layer)
     rows = call.all_rows() if rows is None else rows
-    rotary = _narrowed(arguments, rows)
-    seen = peek(attention_of(module), normalised(module, hidden), rotary)
-    mine, last = rows[row], int(call.last_row()[row])
-    slot = (mine == last).nonzero()[0].to(hidden.device)
-    logits = seen.logits(seen.query[row : row + 1, :, slot].transpose(1, 2), seen.key[row : row + 1])[0, :, 0]
-    visible = (mine >= 0) & (mine <= last)
-    if (width := call.window_at(layer)) is not None:
-        visible &= mine > last - width
-    if call.token_mask is not None:
-        real = call.token_mask[row, -call.length :].to(call.device).bool()
-        visible &= real[mine.clamp_min(0)]
-    return torch.softmax(logits.masked_fill(~visible.to(logits.device), LOWEST), dim=-1)
+    seen = peek(attention_of(module), normalised(module, hidden), _narrowed(arguments, rows))._replace(mask=mask)
+    lines, asked = slice(row, row + 1), call.last_row()[row : row + 1, None]
+    slot = places(rows[lines], call.length).gather(1, asked)
+    logits = seen.logits(take(seen.query[lines].transpose(1, 2), slot), seen.key[lines])[0, :, 0]  # (H, S)
+    visible = _visible(call, layer, seen, asked, slot, lines)[0, 0, -logits.shape[1] :]
+    return torch.softmax(logits + visible.to(logits.device), dim=-1)
 
 
 def affinity(call: Call, module: nn.Module, hidden: Tensor, arguments: Any) -> list[Tensor]:
@@ -118,7 +119,7 @@ def _narrowed(arguments: Any, rows: Tensor) -> Any:
     """A layer's position embeddings, cut to the tokens that it reads."""
     if arguments.get(calls.ROTARY) is None:
         return arguments
-    pair = tuple(take(part, rows) for part in calls.rotary(arguments))
+    pair = tuple(take(part, rows) for part in _rotary(arguments, "the attention that a layer has yet to pay", "fastv"))
     return {**arguments, calls.ROTARY: calls.as_rotary(pair), calls.POSITIONS: None}
 
 
@@ -126,5 +127,12 @@ def _unturned(arguments: Any) -> Any:
     """A layer's arguments with position embeddings that turn nothing."""
     if arguments.get(calls.ROTARY) is None:
         return arguments
-    cos, sin = calls.rotary(arguments)
+    cos, sin = _rotary(arguments, "layer 0's queries and keys without position", "divprune")
     return {**arguments, calls.ROTARY: calls.as_rotary((torch.ones_like(cos), torch.zeros_like(sin)))}
+
+
+def _rotary(arguments: Any, what: str, instead: str) -> tuple[Tensor, ...]:
+    try:
+        return calls.rotary(arguments)
+    except calls.WithoutRotary as error:
+        raise AdaptPruneError(f"{what} cannot be had here, for {error}: use {instead}.") from None
