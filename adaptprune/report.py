@@ -12,8 +12,10 @@ class SampleReport:
 
     Attributes
     ----------
-    num_visual, num_kept : int
-        Visual tokens in the prompt and after the last pruning layer.
+    num_visual, num_asked, num_kept : int
+        Visual tokens in the prompt, how many of them were to be kept, and how many were after the last pruning layer.
+    mean_kept : float
+        Visual tokens as a mean over the decoder's layers.
     kept : list of int
         Places of the kept visual tokens in the unpruned prompt (its padding counted), ascending.
     images : list of (int, int)
@@ -25,7 +27,9 @@ class SampleReport:
     """
 
     num_visual: int = 0
+    num_asked: int = 0
     num_kept: int = 0
+    mean_kept: float = 0.0
     kept: list[int] = field(default_factory=list)
     images: list[tuple[int, int]] = field(default_factory=list)
     grids: list[tuple[int, int, int]] = field(default_factory=list)
@@ -77,18 +81,30 @@ class PruneReport:
         return sum(sample.num_visual for sample in self.samples)
 
     @property
+    def num_asked(self) -> int:
+        """How many visual tokens of all samples were to be kept."""
+        return sum(sample.num_asked for sample in self.samples)
+
+    @property
     def num_kept(self) -> int:
         """Visual tokens of all samples after pruning."""
         return sum(sample.num_kept for sample in self.samples)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain types, for JSON."""
-        return {**asdict(self), "num_visual": self.num_visual, "num_kept": self.num_kept}
+        return {
+            **asdict(self),
+            "num_visual": self.num_visual,
+            "num_asked": self.num_asked,
+            "num_kept": self.num_kept,
+        }
 
     def __str__(self) -> str:
         if not self.num_visual:
             return "no visual tokens seen yet" if not self.prompts else "the prompt had no image: nothing to prune"
         text = f"kept {self.num_kept} of {self.num_visual} visual tokens"
+        if self.num_kept != self.num_asked:
+            text += f" (asked: {self.num_asked})"
         if self.kv_bytes:
             text += f", KV cache {self.kv_bytes / 2**20:.2f} of {self.kv_bytes_unpruned / 2**20:.2f} MiB"
         text += f", selection {self.selection_ms:.1f} ms"

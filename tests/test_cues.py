@@ -256,3 +256,34 @@ def test_a_memo_is_kept_from_stage_to_stage_of_one_prompt():
     assert notes == [(1, 16, 16, {}), (1, 16, 16, {}), (3, 8, 16, {1: 16}), (3, 8, 16, {1: 16}),
                      (1, 16, 16, {}), (3, 8, 16, {1: 16})]  # fmt: skip
     assert report.num_kept == 4
+
+
+def test_what_was_asked_and_what_was_kept():
+    """PruneReport tells both, and what the layers read in the mean: 16 tokens, then 8, then 4, in 6 layers."""
+    one = specimen("llava")
+
+    @dataclass(frozen=True)
+    class Few(Pruner):
+        name = "few"
+        adaptive = True
+        keep_ratio: float = 0.5
+
+        def stages(self, num_layers):
+            return (1, 3)
+
+        def counts(self, size, num_layers):
+            return {1: size // 2, 3: size // 2}
+
+        def select(self, tokens, num_keep):
+            return torch.arange(num_keep if tokens.layer == 1 else 4)
+
+    with torch.no_grad(), adaptprune.prune(one.model, Few()) as report:
+        one.model(**one.inputs(1, 0, 2))
+    assert [(each.num_visual, each.num_asked, each.num_kept) for each in report.samples] == [
+        (16, 8, 4),
+        (0, 0, 0),
+        (32, 16, 8),
+    ]
+    assert [each.mean_kept for each in report.samples] == [(16 + 2 * 8 + 3 * 4) / 6, 0, 2 * (16 + 2 * 8 + 3 * 4) / 6]
+    assert report.to_dict()["num_asked"] == 24
+    assert "kept 12 of 48 visual tokens (asked: 24)" in str(report)

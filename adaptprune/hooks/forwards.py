@@ -207,7 +207,8 @@ class Forwards:
 
     def _tell(self, call: Call, backend: str) -> None:
         """Fill the report; a prompt that somebody else reads inside `generate()` is counted there and not told."""
-        new, mine = report_of(call, self._report, backend, self._family.notes), self._running.mine
+        mine, layers = self._running.mine, len(self._parts.layers)
+        new = report_of(call, self._report, backend, self._family.notes, layers)
         if self._running.generating is not None and mine is None:
             self._report.prompts = new.prompts
             return

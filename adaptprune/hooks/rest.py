@@ -48,17 +48,19 @@ def own_output(call: Call, layer: int, hidden: Tensor, full: bool) -> Tensor:
     return hidden[:, -int((rows >= begin).sum(dim=1).max()) :]
 
 
-def report_of(call: Call, before: PruneReport, backend: str, notes: list[str]) -> PruneReport:
+def report_of(call: Call, before: PruneReport, backend: str, notes: list[str], num_layers: int) -> PruneReport:
     """The report of one prompt; `notes` are those of the model's family."""
     layers = kv.layers_of(call.cache)
     sizes = [sum(part.nbytes for part in kv.contents(layer) or ()) for layer in layers]
     lengths = [kv.held(layer) for layer in layers]
     whole = [_unpruned(call, index, held) if held else 0 for index, held in enumerate(lengths)]
     samples = [SampleReport() for _ in range(call.batch)]
-    for sample, layout, alive in zip(samples, call.layouts or (), call.alive, strict=False):
+    for row, (sample, layout, alive) in enumerate(zip(samples, call.layouts or (), call.alive, strict=False)):
         sample.num_visual, sample.num_kept = layout.positions.numel(), alive.numel()
         if not sample.num_visual:
             continue
+        sample.num_asked = call.asked.get(row, sample.num_visual)
+        sample.mean_kept = _mean_kept(call, row, sample.num_visual, num_layers)
         sample.kept = (layout.positions[alive] + call.past).tolist()
         count = int(layout.images.max()) + 1
         totals = (torch.bincount(part, minlength=count).tolist() for part in (layout.images, layout.images[alive]))
@@ -80,6 +82,14 @@ def report_of(call: Call, before: PruneReport, backend: str, notes: list[str]) -
         tier=before.tier,
         notes=[*_on_keys(call), *_on_windows(call), *(notes if any(sample.num_visual for sample in samples) else ())],
     )
+
+
+def _mean_kept(call: Call, row: int, size: int, num_layers: int) -> float:
+    """How many visual tokens of a row its decoder's layers read, as a mean over them."""
+    counts = {0: size, **{stage: counts[row] for stage, counts in call.stayed.items()}}
+    starts = sorted(counts)
+    ends = [*starts[1:], num_layers]
+    return sum(counts[start] * (end - start) for start, end in zip(starts, ends, strict=True)) / num_layers
 
 
 def _on_keys(call: Call) -> list[str]:

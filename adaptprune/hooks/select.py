@@ -133,6 +133,9 @@ class Selector:
         for row, (layout, alive) in enumerate(zip(call.layouts, call.alive, strict=True)):
             chosen = [alive[:0]]
             groups = self.pruner.groups(layout.images, layout.coords)
+            call.asked[row] = sum(
+                self.pruner.target(size) for size in torch.unique(groups, return_counts=True)[1].tolist()
+            )
             for group in torch.unique(groups):
                 members = alive[groups[alive] == group]
                 size = int((groups == group).sum())

@@ -155,6 +155,10 @@ class Call:
         By cue and layer, what was captured (`adaptprune.hooks.cues` knows its form).
     memos : dict of (int, int) to dict
         By row of the batch and budget, what the rule keeps from stage to stage.
+    asked : dict of int to int
+        By row of the batch, how many visual tokens were to be kept.
+    stayed : dict of int to list of int
+        Per stage, how many visual tokens of each row it left.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
@@ -194,6 +198,8 @@ class Call:
     rows: dict[int, Tensor] = field(default_factory=dict)
     seen: dict[tuple[str, int], Any] = field(default_factory=dict)
     memos: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
+    asked: dict[int, int] = field(default_factory=dict)
+    stayed: dict[int, list[int]] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
@@ -347,6 +353,7 @@ class Call:
         new = torch.where(rows < 0, -1, rows + self.past)
         self.state.views[stage] = View(torch.cat([old, new], dim=1), self.total)
         self.rows[stage] = rows
+        self.stayed[stage] = [indices.numel() for indices in kept]
         self.held.clear()
         self.alive = kept
 
