@@ -90,6 +90,8 @@ class Pruner:
     name: ClassVar[str] = ""
     summary: ClassVar[str] = ""
     paper: ClassVar[str] = ""
+    #: Arithmetic of a selection, in N visual tokens, M kept, T instruction tokens, H heads, D channels.
+    cost: ClassVar[str] = ""
     #: One of SITES.
     site: ClassVar[str] = "decoder"
     #: Whether the rule itself finds how many tokens stay; what was asked for is the most that may.

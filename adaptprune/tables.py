@@ -18,7 +18,7 @@ TIERS = ("tested", "checked", "unknown", "missing", "refused")
 
 
 def methods() -> list[dict[str, Any]]:
-    """One row per method: name, summary, options with their defaults, the first layer it can prune before, source.
+    """One row per method: name, site, cues, cost, summary, options with their defaults, first layer, source.
 
     Those of other packages that cannot be used have none: `METHODS.problems()` says why.
     """
@@ -30,6 +30,10 @@ def methods() -> list[dict[str, Any]]:
         usual = METHODS.get(name)()
         row = {
             "name": name,
+            "site": str(usual.site),
+            "cues": sorted(usual.needs),
+            "cost": str(usual.cost),
+            "adaptive": bool(usual.adaptive),
             "summary": str(usual.summary),
             "options": {field.name: _plain(getattr(usual, field.name)) for field in dataclasses.fields(usual)},
             "smallest_layer": usual.smallest_layer,
@@ -111,8 +115,10 @@ def _supports(found: dict[str, Any]) -> dict[str, bool]:
 
 def markdown() -> dict[str, str]:
     """The tables of the documents, by the name of their place in them. They do not depend on what is installed."""
-    lines = ["| method | keeps | prunes from layer | source |", "|---|---|---|---|"]
-    lines += [f"| `{m['name']}` | {m['summary']} | {m['smallest_layer']} | {m['paper'] or '-'} |" for m in methods()]
+    lines = ["| method | site | looks at | keeps | time | source |", "|---|---|---|---|---|---|"]
+    for row in methods():
+        cells = (", ".join(row["cues"]), row["summary"], row["cost"], row["paper"])
+        lines.append(f"| `{row['name']}` | {row['site']} | " + " | ".join(cell or "-" for cell in cells) + " |")
     return {"methods": "\n".join(lines), "families": _short(), "types": _long()}
 
 

@@ -183,6 +183,21 @@ def test_lists(call, name):
         assert row[key] in out
 
 
+def test_one_method_and_those_of_a_site(call):
+    code, out, _ = call("methods", "adaptprune")
+    assert code == 0
+    assert "similarity_sigma" in out
+    assert "looks at attention: probabilities of the last prompt token" in out
+    code, out, _ = call("methods", "--site", "any", "--json")
+    assert {row["site"] for row in json.loads(out)} == {"any"}
+    code, out, err = call("methods", "fastw")
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert "Did you mean 'fastv'" in err
+    code, _, err = call("methods", "--site", "encodr")
+    assert code == 2
+    assert "Did you mean 'encoder'" in err
+
+
 def test_doctor(call):
     code, out, _ = call("doctor", "--json", "--no-models")  # with them: tests/test_doctor.py
     found = json.loads(out)

@@ -115,7 +115,10 @@ def test_every_kind_of_broken_plug_in_is_named_in_one_line(plugins):
 
 def test_broken_plug_ins_take_nothing_down(plugins, caplog):
     assert adaptprune.list_methods() == ["fastv", "random", "first"]
-    assert make_pruner("first:start=2").spec() == "first:keep_ratio=0.5,layer=2,budget=image,start=2"
+    assert (
+        make_pruner("first:start=2").spec()
+        == "first:keep_ratio=0.5,layer=2,budget=image,positions=original,key_bias=0.0,coordinate_tokens=0.0,start=2"
+    )
     assert type(make_pruner("fastv")).__module__ == "adaptprune.methods.fastv"
     warned = [record for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warned) == len(BROKEN) + 1

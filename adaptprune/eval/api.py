@@ -18,7 +18,7 @@ from adaptprune.checks import whole
 from adaptprune.disk import Lock, write_text, write_whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.eval.asker import Asker
-from adaptprune.eval.columns import DOWNSAMPLE, UNPRUNED, Column, columns
+from adaptprune.eval.columns import UNPRUNED, USUAL, Column, columns
 from adaptprune.eval.outcome import summarise, write_reports
 from adaptprune.eval.page import write_page
 from adaptprune.eval.report import plot_problem
@@ -26,7 +26,6 @@ from adaptprune.eval.runner import Runner
 from adaptprune.eval.summary import Summary
 from adaptprune.eval.task import TASKS, Task
 from adaptprune.installed import versions
-from adaptprune.methods import list_methods
 from adaptprune.models import POCKET, load
 from adaptprune.prompts.formats import AUTO, pick
 
@@ -101,7 +100,7 @@ def make_columns(methods: Sequence[str], keep_ratios: Sequence[float], task: Tas
 
     A task that names no methods has all that are registered, and downsampling.
     """
-    methods = list(methods) or list(task.methods if task else ()) or [*list_methods(), DOWNSAMPLE]
+    methods = list(methods) or list(task.methods if task else ()) or [*USUAL]
     return columns(methods, list(keep_ratios) or list((task or Task).keep_ratios))
 
 

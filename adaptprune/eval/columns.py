@@ -11,6 +11,8 @@ from adaptprune.pruner import Pruner
 
 UNPRUNED = "unpruned"
 DOWNSAMPLE = "downsample"
+#: What is compared if nothing is asked for: there are too many rules to try all of them unasked.
+USUAL = ("adaptprune", "fastv", "random", "grid", "pool", DOWNSAMPLE)
 
 
 @dataclass(frozen=True)

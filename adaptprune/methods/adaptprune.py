@@ -54,6 +54,7 @@ class AdaptPrune(Pruner):
     name: ClassVar[str] = "adaptprune"
     summary: ClassVar[str] = "greedy soft-NMS over debiased attention: near and alike tokens suppress each other"
     paper: ClassVar[str] = "arXiv 2503.08019"
+    cost: ClassVar[str] = "O(HN + MD)"
 
     def __post_init__(self) -> None:
         for option, allowed in (("keys", [*KEY_SOURCES]), ("backend", ["auto", *BACKENDS])):

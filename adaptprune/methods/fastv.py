@@ -18,6 +18,7 @@ class FastV(Pruner):
     name: ClassVar[str] = "fastv"
     summary: ClassVar[str] = "the tokens that the last prompt token attends to most"
     paper: ClassVar[str] = "arXiv 2403.06764"
+    cost: ClassVar[str] = "O(HN)"
 
     @property
     def needs(self) -> frozenset[str]:

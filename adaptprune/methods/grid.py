@@ -19,6 +19,8 @@ class Grid(Pruner):
 
     name: ClassVar[str] = "grid"
     summary: ClassVar[str] = "evenly spaced rows and columns (baseline)"
+    site: ClassVar[str] = "any"
+    cost: ClassVar[str] = "O(N)"
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         coords = tokens.coords.cpu()

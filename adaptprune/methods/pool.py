@@ -26,6 +26,8 @@ class Pool(Pruner):
 
     name: ClassVar[str] = "pool"
     summary: ClassVar[str] = "averages over h x w regions (baseline)"
+    site: ClassVar[str] = "any"
+    cost: ClassVar[str] = "O(ND)"
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         spans = list(_grids(tokens.coords.cpu()))

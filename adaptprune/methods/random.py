@@ -27,6 +27,8 @@ class Random(Pruner):
 
     name: ClassVar[str] = "random"
     summary: ClassVar[str] = "a seeded random subset (baseline)"
+    site: ClassVar[str] = "any"
+    cost: ClassVar[str] = "O(N)"
 
     def __post_init__(self) -> None:
         whole("seed", self.seed, 0, 2**32 - 1)
