@@ -1,5 +1,6 @@
 """Tabletop: determinism, disjoint splits, right and balanced answers, labels that agree with the picture."""
 
+import hashlib
 import math
 import time
 from collections import Counter
@@ -26,6 +27,14 @@ from adaptprune.tabletop import (
 from adaptprune.tabletop.phrases import article, words
 from adaptprune.tabletop.vocabulary import COLOURS, PLURALS
 
+# of twenty scenes of each split and of what is asked about them
+FINGERPRINTS = {
+    "train": "c4e4904d1f5649d0",
+    "validation": "68f4a6be1be4b20f",
+    "test": "b44c0da457dde83f",
+    "hard": "4c74cef09feb6736",
+    "plain": "4eacf568cf4e7dc4",
+}
 FIRST_TEST_SCENE = "234868080206b276"
 SCENES = [scene("validation", index) for index in range(120)]
 
@@ -68,6 +77,16 @@ def test_scenes_stay_what_they_were():
     assert scene("test", 0).content_hash().startswith(FIRST_TEST_SCENE)
 
 
+@pytest.mark.parametrize("split", SPLITS)
+def test_scenes_and_questions_of_every_split_stay_what_they_were(split):
+    found = hashlib.sha256()
+    for index in range(20):
+        current = scene(split, index)
+        asked = [(q.type, q.question, q.answer, sorted(q.marks)) for q in questions(current)]
+        found.update(current.content_hash().encode() + repr(asked).encode())
+    assert found.hexdigest()[:16] == FINGERPRINTS[split]
+
+
 def test_splits_share_no_scene():
     hashes = [scene(split, index).content_hash() for split in SPLITS for index in range(400)]
     assert len(set(hashes)) == len(hashes)
@@ -80,6 +99,40 @@ def test_the_hard_split_is_fuller_and_finer():
     assert max(s.sign.size for s in hard if s.sign) < min(s.sign.size for s in plain if s.sign)
     assert np.mean([t.radius for s in hard for t in s.things]) < np.mean([t.radius for s in plain for t in s.things])
     assert all(questions(s) for s in hard)
+
+
+def test_the_plain_split_is_nearly_empty():
+    scenes = [scene("plain", index) for index in range(150)]
+    assert Counter(len(s.things) for s in scenes).keys() == {1, 2, 3}
+    assert not any(s.clutter for s in scenes)
+    for current in scenes[:30]:
+        covered = patch_labels(current).shape != len(SHAPES)
+        shadows = np.zeros((IMAGE_SIZE, IMAGE_SIZE), dtype=bool)
+        pixels = np.asarray(render(current))
+        for top in range(GRID):
+            for left in range(GRID):
+                near = covered.reshape(GRID, GRID)[max(0, top - 1) : top + 2, max(0, left - 1) : left + 2].any()
+                window = (
+                    slice(top * PATCH_SIZE, (top + 1) * PATCH_SIZE),
+                    slice(left * PATCH_SIZE, (left + 1) * PATCH_SIZE),
+                )
+                shadows[window] = near
+        assert (pixels[~shadows] == current.background.base).all()
+        assert shadows.mean() < 0.5
+
+
+def test_the_plain_split_asks_every_type_where_it_makes_sense():
+    scenes = [scene("plain", index) for index in range(150)]
+    found = [(s, q) for s in scenes for q in questions(s)]
+    assert {q.type for _, q in found} == set(QUESTION_TYPES)
+    assert all(len(s.things) >= 2 for s, q in found if q.type in ("relation", "comparing"))
+    assert all(len(s.things) == 3 for s, q in found if q.type == "nearest")
+    for current, question in found:
+        if question.type == "caption":
+            names = {f"{thing.colour} {thing.shape}" for thing in current.things}
+            said = question.answer.replace(" and ", ", ").split(", ")
+            assert len(said) == len(current.things)
+            assert {phrase.split(" ", 1)[1] for phrase in said} == names
 
 
 def test_wrong_addresses_are_refused():

@@ -17,7 +17,7 @@ FORMATS = ("llava", "datasets")
 
 def command(
     out: Path = typer.Option(..., help="Folder to write to."),
-    split: str = typer.Option("test", help="train, validation or test."),
+    split: str = typer.Option("test", help="train, validation, test, hard or plain."),
     pictures: int = typer.Option(2000, help="How many pictures."),
     form: str = typer.Option("llava", "--format", help="llava (question and answer jsonl) or datasets (imagefolder)."),
     as_json: bool = typer.Option(False, "--json", help="Print JSON."),

@@ -2,8 +2,8 @@
 
 ``scene(split, index)`` says what is on the table, ``render`` draws it at 336 x 336 pixels, ``questions`` asks about it
 and ``patch_labels`` tells what each of the 24 x 24 patches shows. Everything is deterministic and made on the fly, so
-there is no data set to download; the splits ``train``, ``validation`` and ``test`` share no scene. Needs numpy and
-Pillow only.
+there is no data set to download; the splits ``train``, ``validation``, ``test``, ``hard`` (fuller and finer) and
+``plain`` (one to three things on ground of one colour) share no scene. Needs numpy and Pillow only.
 
 >>> from adaptprune.tabletop import questions, render, scene
 >>> first = scene("test", 0)

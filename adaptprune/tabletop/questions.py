@@ -241,7 +241,8 @@ def _reading(scene: Scene, draw: Draw) -> Question | None:
 def _caption(scene: Scene, draw: Draw) -> Question | None:
     largest = sorted(scene.things, key=lambda thing: -thing.radius)[:3]
     names = [f"{article(thing.colour)} {thing.colour} {thing.shape}" for thing in largest]
-    return _question(scene, draw, "caption", f"{', '.join(names[:-1])} and {names[-1]}", largest)
+    listed = " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
+    return _question(scene, draw, "caption", listed, largest)
 
 
 _MAKERS: dict[str, Callable[[Scene, Draw], Question | None]] = {

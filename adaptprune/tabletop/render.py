@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageChops, ImageDraw, ImageFont
 
 from adaptprune.tabletop.scenes import Background, Clutter, Scene, Sign, Thing
-from adaptprune.tabletop.vocabulary import COLOURS, IMAGE_SIZE
+from adaptprune.tabletop.vocabulary import COLOURS, FLAT, IMAGE_SIZE
 
 _OVERSAMPLING = 4
 _SHADOW = 70  # opacity of a shadow, of 255
@@ -94,6 +94,8 @@ def render(scene: Scene) -> Image.Image:
 
 
 def _table(background: Background) -> Image.Image:
+    if background.kind == FLAT:
+        return Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), background.base)
     # RandomState, not Generator: its stream is frozen, so a texture is the same under every version of numpy.
     noise = np.random.RandomState(background.seed)
     size = IMAGE_SIZE

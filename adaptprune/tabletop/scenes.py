@@ -18,6 +18,7 @@ from adaptprune.tabletop.vocabulary import (
     CHARACTERS,
     COLOUR_NAMES,
     COLUMNS,
+    FLAT,
     IMAGE_SIZE,
     ROWS,
     SHAPES,
@@ -36,11 +37,15 @@ class _Level:
     sizes: tuple[str, ...]
     character: tuple[int, int]  # font size in pixels
     clutter: tuple[int, int]
+    grounds: tuple[str, ...] = BACKGROUNDS
 
 
 # The hard split is never trained on: twice to three times as many things, smaller ones, and smaller text.
 _STANDARD = _Level((4, 12), ("small", "small", "medium", "medium", "large"), (34, 42), (0, 16))
 _HARD = _Level((16, 28), ("small", "small", "small", "medium"), (22, 28), (8, 32))
+# The plain split is as empty as can be, for rules that suit crowded pictures only: nothing but what is asked about.
+_PLAIN = _Level((1, 3), _STANDARD.sizes, _STANDARD.character, (0, 0), (FLAT,))
+_LEVELS = {"hard": _HARD, "plain": _PLAIN}
 _T = TypeVar("_T")
 
 
@@ -176,14 +181,15 @@ def scene(split: str, index: int) -> Scene:
     Parameters
     ----------
     split : str
-        ``"train"``, ``"validation"``, ``"test"`` or ``"hard"``.
+        ``"train"``, ``"validation"``, ``"test"``, ``"hard"`` or ``"plain"``.
     index : int
         Any number from 0 up; there is no last scene.
 
     Returns
     -------
     Scene
-        4-12 things (16-28 in the hard split) that do not overlap, some clutter and, in four scenes of five, a sign.
+        4-12 things that do not overlap (16-28 in the hard split, 1-3 in the plain one), some clutter (none in the plain
+        one, whose ground is of one colour) and, in four scenes of five, a sign.
 
     Raises
     ------
@@ -191,16 +197,16 @@ def scene(split: str, index: int) -> Scene:
         If the split is unknown or the index negative.
     """
     draw = Draw(scene_seed(split, index))
-    background = _background(draw)
-    level = _HARD if split == "hard" else _STANDARD
+    level = _LEVELS.get(split, _STANDARD)
+    background = _background(draw, level.grounds)
     sign = _sign(draw, level) if draw.chance(0.8) else None
     things = _things(draw, level, sign)
     clutter = tuple(_clutter(draw) for _ in range(draw.integer(*level.clutter)))
     return Scene(split, index, background, things, sign, clutter)
 
 
-def _background(draw: Draw) -> Background:
-    kind = draw.choice(BACKGROUNDS)
+def _background(draw: Draw, kinds: Sequence[str]) -> Background:
+    kind = draw.choice(kinds)
     level = draw.integer(50, 95) if kind == "slate" else draw.integer(150, 225)
     warm = draw.integer(-12, 12) if kind != "wood" else draw.integer(22, 34)
     base = (level + warm, level, level - warm if kind != "wood" else level - 2 * warm)

@@ -46,4 +46,5 @@ ROWS: Final = ("top", "middle", "bottom")
 COLUMNS: Final = ("left", "centre", "right")
 
 BACKGROUNDS: Final = ("paper", "wood", "cloth", "tiles", "slate")
-SPLITS: Final = ("train", "validation", "test", "hard")
+FLAT: Final = "flat"  # ground of one colour, of the plain split alone
+SPLITS: Final = ("train", "validation", "test", "hard", "plain")

@@ -35,7 +35,7 @@ class Tabletop(Task):
     Parameters
     ----------
     split : str
-        "train", "validation", "test" or "hard".
+        "train", "validation", "test", "hard" (16 to 28 things) or "plain" (one to three, on flat ground).
     pictures : int
     kinds : sequence of str
         Question types out of `KINDS`; more than eight take turns from picture to picture.
