@@ -24,6 +24,9 @@ class SampleReport:
         Image, rows and columns of each grid (image, tile or frame).
     cells : list of (int, int, int)
         Grid, row and column of each kept token.
+    scores : list of (int, int, int, float)
+        With ``explain=True``: grid, row and column of each token, and how the rule ranked it before any left (nan: a
+        rule that has no rank).
     """
 
     num_visual: int = 0
@@ -34,6 +37,7 @@ class SampleReport:
     images: list[tuple[int, int]] = field(default_factory=list)
     grids: list[tuple[int, int, int]] = field(default_factory=list)
     cells: list[tuple[int, int, int]] = field(default_factory=list)
+    scores: list[tuple[int, int, int, float]] = field(default_factory=list)
 
 
 @dataclass

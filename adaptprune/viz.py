@@ -17,6 +17,9 @@ SHADE = 56  # grey that it fades into: not black, so that a dark picture's dropp
 LINE = 3  # pixels of an outline
 CELL = 28  # pixels per visual token in the picture
 GAP = 8  # pixels between several images
+HEAT = 0.65  # how much of a score's colour lies over the picture
+#: From low to high: dark blue to yellow, of rising lightness, so that it can be read without seeing colours.
+RAMP = ((13, 22, 75), (52, 61, 142), (100, 110, 130), (170, 150, 90), (253, 231, 55))
 
 
 def overlay(
@@ -40,6 +43,27 @@ def overlay(
     pictures = seen if seen is not None and len(seen) == len(sample.grids) else [images[i] for i, _, _ in sample.grids]
     shapes = [(rows, columns) for _, rows, columns in sample.grids]
     return side_by_side([_panel(*panel) for panel in zip(pictures, shapes, kept, strict=True)])
+
+
+def heat(
+    images: Sequence[Image.Image], sample: SampleReport, seen: Sequence[Image.Image] | None = None
+) -> Image.Image | None:
+    """The grids of one prompt under a map of how the rule ranked their patches: the brighter, the higher.
+
+    Colours go by rank, for scores may differ by orders of magnitude. Parameters as of `overlay`; None if the report has
+    no scores.
+    """
+    ranked = [score for score in sample.scores if score[3] == score[3]]  # nan: no rank
+    if not ranked:
+        return None
+    order = sorted(range(len(ranked)), key=lambda place: ranked[place][3])
+    shades: list[dict[tuple[int, int], float]] = [{} for _ in sample.grids]
+    for rank, place in enumerate(order):
+        grid, row, column, _ = ranked[place]
+        shades[grid][row, column] = rank / max(1, len(order) - 1)
+    pictures = seen if seen is not None and len(seen) == len(sample.grids) else [images[i] for i, _, _ in sample.grids]
+    shapes = [(rows, columns) for _, rows, columns in sample.grids]
+    return side_by_side([_heat(*panel) for panel in zip(pictures, shapes, shades, strict=True)])
 
 
 def pictures_seen(processor: Any, inputs: Mapping[str, Tensor], sample: SampleReport) -> list[Image.Image] | None:
@@ -98,6 +122,25 @@ def _panel(picture: Image.Image, shape: tuple[int, int], kept: Sequence[tuple[in
     panel.paste("black", mask=ImageOps.crop(around, LINE))
     panel.paste("white", mask=ImageOps.crop(within, LINE))
     return panel
+
+
+def _heat(picture: Image.Image, shape: tuple[int, int], shades: Mapping[tuple[int, int], float]) -> Image.Image:
+    rows, columns = shape
+    size = columns * CELL, rows * CELL
+    grey = picture.convert("L").resize(size, Image.Resampling.LANCZOS).convert("RGB")
+    cells = Image.new("RGB", (columns, rows), _shade(0.0))
+    for (row, column), shade in shades.items():
+        cells.putpixel((column, row), _shade(shade))
+    return Image.blend(grey, cells.resize(size, Image.Resampling.NEAREST), HEAT)
+
+
+def _shade(value: float) -> tuple[int, int, int]:
+    """A colour of the ramp at a value from 0 to 1."""
+    place = min(value, 1.0) * (len(RAMP) - 1)
+    low = min(int(place), len(RAMP) - 2)
+    first, second, part = RAMP[low], RAMP[low + 1], place - low
+    red, green, blue = (round(a + (b - a) * part) for a, b in zip(first, second, strict=True))
+    return red, green, blue
 
 
 def _spread(mask: Image.Image, most: Callable[[Image.Image, Image.Image], Image.Image]) -> Image.Image:

@@ -28,7 +28,7 @@ from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import calls, parts, processors
 from adaptprune.prompts import Prompter, Turn, images_of
 from adaptprune.pruner import Pruner
-from adaptprune.viz import overlay, pictures_seen
+from adaptprune.viz import heat, overlay, pictures_seen
 
 DEFAULT = "adaptprune"
 
@@ -44,14 +44,24 @@ class LocalEngine:
         Their numbers of tokens; a single conversation has no queue.
     protocol : str
         How prompts are written, see `adaptprune.prompts.formats`.
+    explain : bool
+        Whether answers are to tell how their rule ranked every token (`Answer.heat`).
     """
 
     capabilities = frozenset({KEPT_CACHE, PICTURES})
 
-    def __init__(self, model: Any, processor: Any, limits: EngineLimits | None = None, protocol: str = "model") -> None:
+    def __init__(
+        self,
+        model: Any,
+        processor: Any,
+        limits: EngineLimits | None = None,
+        protocol: str = "model",
+        explain: bool = False,
+    ) -> None:
         self.model, self.processor = model, processor
         self.name = str(model.config.name_or_path)
         self._limits = limits or EngineLimits(max_tokens=2**31, default_tokens=512)
+        self._explain = explain
         self._family = family_of(model.config)
         self._prompter = Prompter(processor, model, protocol)
         self._handle: PruneHandle | None = None
@@ -65,6 +75,7 @@ class LocalEngine:
         if pruner is None:
             return
         if self._pruned_as != (pruner.spec(), pruning.reselect):
+            self._anew = False  # another rule may look at what can be remembered
             self._prune(pruner, pruning.reselect)
 
     def reset(self) -> None:
@@ -165,6 +176,7 @@ class LocalEngine:
         )
         answer.kv_bytes = report.kv_bytes
         answer.draw = lambda: overlay(images, sample, pictures_seen(self.processor, full, sample))
+        answer.draw_scores = lambda: heat(images, sample, pictures_seen(self.processor, full, sample))
 
     # -- pruning ------------------------------------------------------------------------------------------------------
 
@@ -191,10 +203,10 @@ class LocalEngine:
         """Put hooks on. Where nothing can be chosen anew over a kept cache, it is done by reading anew."""
         if reselect and not self._anew:
             try:
-                return prune(self.model, pruner, reselect=True)
+                return prune(self.model, pruner, reselect=True, explain=self._explain)
             except CannotReselect:
                 self._anew = True
-        return prune(self.model, pruner)
+        return prune(self.model, pruner, explain=self._explain)
 
     def _unprune(self) -> None:
         if self._handle is not None:

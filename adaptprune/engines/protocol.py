@@ -97,6 +97,8 @@ class Answer:
         Of models in this process that were pruned.
     draw : callable or None
         Draws the pictures with dropped patches dimmed; see `overlay`.
+    draw_scores : callable or None
+        Draws how the rule ranked patches; see `heat`.
     """
 
     text: str
@@ -112,6 +114,7 @@ class Answer:
     method: str | None = None
     report: PruneReport | None = field(default=None, repr=False)
     draw: Callable[[], Image.Image | None] | None = field(default=None, repr=False)
+    draw_scores: Callable[[], Image.Image | None] | None = field(default=None, repr=False)
 
     @property
     def stopped(self) -> bool:
@@ -122,6 +125,11 @@ class Answer:
     def overlay(self) -> Image.Image | None:
         """The pictures with dropped patches dimmed; None if nothing was chosen."""
         return self.draw() if self.draw is not None else None
+
+    @property
+    def heat(self) -> Image.Image | None:
+        """The pictures under a map of the rule's scores; None if it has none, or they were not asked for."""
+        return self.draw_scores() if self.draw_scores is not None else None
 
     @property
     def decode_tokens_per_second(self) -> float:
@@ -148,7 +156,7 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON."""
-        left_out = ("report", "draw")
+        left_out = ("report", "draw", "draw_scores")
         return {name: value for name, value in vars(self).items() if name not in left_out} | {"stopped": self.stopped}
 
 

@@ -34,6 +34,7 @@ def prune(
     reselect: bool = False,
     evict_below: bool = False,
     check: bool = True,
+    explain: bool = False,
     **options: Any,
 ) -> PruneHandle:
     """Drop visual tokens in every prompt that goes through `model`, until the handle is removed.
@@ -57,6 +58,8 @@ def prune(
         Whether a model of a type that is not tested has to pass a check first: some short forwards, once for every kind
         of model, attention backend, layer and version (`adaptprune.hooks.selfcheck`). Without it the report says
         "unchecked".
+    explain : bool
+        Whether the report is to tell how the rule ranked every token (`SampleReport.scores`), to be looked at.
     **options
         Options of the method; they win over those in `method`.
 
@@ -78,12 +81,14 @@ def prune(
     ...     model.generate(**inputs)
     >>> print(report)
     """
-    for name, value in (("reselect", reselect), ("evict_below", evict_below), ("check", check)):
+    for name, value in (("reselect", reselect), ("evict_below", evict_below), ("check", check), ("explain", explain)):
         if not isinstance(value, bool):
             raise AdaptPruneError(f"{name}={value!r} is not allowed: it is True or False.")
     pruner = make_pruner(method, **options)
     model, learned = parts.unwrapped(model)
-    return PruneHandle(model, pruner, reselect=reselect, evict_below=evict_below, check=check, learned=learned)
+    return PruneHandle(
+        model, pruner, reselect=reselect, evict_below=evict_below, check=check, explain=explain, learned=learned
+    )
 
 
 def check_suits(model: nn.Module, pruner: Pruner) -> None:
@@ -114,6 +119,7 @@ class PruneHandle:
         reselect: bool = False,
         evict_below: bool = False,
         check: bool = True,
+        explain: bool = False,
         learned: Callable[[], Tensor] | None = None,
     ) -> None:
         self.config: Any = model.config
@@ -122,6 +128,7 @@ class PruneHandle:
         self._parts = parts.parts_of(model)
         running = Running()
         self._selector = self.selecting(pruner, self._parts, lambda: running.call)
+        self._selector.explain = explain
         self._held: list[Hold] = []
         self._check(reselect, evict_below)
         self.report = PruneReport(method=pruner.spec(), tier=self._tier(check))

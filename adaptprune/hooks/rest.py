@@ -66,6 +66,9 @@ def report_of(call: Call, before: PruneReport, backend: str, notes: list[str], n
         totals = (torch.bincount(part, minlength=count).tolist() for part in (layout.images, layout.images[alive]))
         sample.images = list(zip(*totals, strict=True))
         sample.cells = [tuple(cell) for cell in layout.coords[alive].tolist()]
+        for members, scores in call.scores.get(row, ()):
+            cells = layout.coords[members].tolist()
+            sample.scores += [(*cell, score) for cell, score in zip(cells, scores.tolist(), strict=True)]
         for grid in torch.unique(layout.coords[:, 0]):
             member = layout.coords[:, 0] == grid
             rows, columns = (layout.coords[member, 1:].max(dim=0).values + 1).tolist()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, join
 from adaptprune.hooks.cues import Cues
@@ -34,6 +35,8 @@ class Selector:
 
     #: The layers before which tokens leave, ascending.
     stages: tuple[int, ...] = ()
+    #: Whether the report is to have the rule's scores.
+    explain = False
 
     def __init__(self, pruner: Pruner, found: Parts, current: Callable[[], Call | None]) -> None:
         self.pruner, self.layers = pruner, found.layers
@@ -144,6 +147,8 @@ class Selector:
                     memo = call.memos.setdefault((row, int(group)), {})
                     tokens = self.cues.tokens(call, stage, hidden, arguments, row, members)
                     tokens = replace(tokens, size=size, memo=memo)
+                    if self.explain and stage == self.stages[0]:
+                        call.scores.setdefault(row, []).append((members, self._scores(tokens)))
                     keep = self._checked(self.pruner.choose(tokens, num_keep), len(tokens), num_keep)
                     members = members[keep.to(members.device)]
                     if type(self.pruner).merge is not Pruner.merge:
@@ -164,6 +169,14 @@ class Selector:
             )
         call.keep(stage, kept)
         call.selection_seconds += time.perf_counter() - start
+
+    def _scores(self, tokens: VisualTokens) -> Tensor:
+        """How the rule ranks tokens, (N,) on the CPU; nan where it has no rank."""
+        try:
+            scores = self.pruner.score(tokens)
+        except NotImplementedError:
+            return torch.full((len(tokens),), torch.nan)
+        return scores.detach().float().cpu()
 
     def _checked(self, keep: Tensor, size: int, num_keep: int) -> Tensor:
         """What `select` returned, if it is what its contract says."""

@@ -159,6 +159,8 @@ class Call:
         By row of the batch, how many visual tokens were to be kept.
     stayed : dict of int to list of int
         Per stage, how many visual tokens of each row it left.
+    scores : dict of int to list of (Tensor, Tensor)
+        By row, if they are wanted: indices into its layout, and how the rule ranked those before its first stage.
     merged : dict of int to list of (int, Tensor, Tensor)
         Per stage, hidden states that kept tokens go on with: batch row, incoming tokens (M,), states (M, D).
     prompt : int or None
@@ -200,6 +202,7 @@ class Call:
     memos: dict[tuple[int, int], dict[str, Any]] = field(default_factory=dict)
     asked: dict[int, int] = field(default_factory=dict)
     stayed: dict[int, list[int]] = field(default_factory=dict)
+    scores: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
     narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
