@@ -26,7 +26,7 @@ FLOORS = (
     ("models", "testing"),
     ("engines",),
     ("bench", "tables", "tabletop"),
-    ("chat", "eval", "serve"),
+    ("chat", "compare", "eval", "serve"),
     ("doctor", "review", "web"),
     ("cli",),
     ("__init__", "__main__", "assets"),
@@ -34,7 +34,7 @@ FLOORS = (
 HEIGHT = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 #: What no front end may know: how models and transformers are built.
 INNER = {"hooks", "hooks/seams", "families"}
-FRONT_ENDS = {"chat", "eval", "review", "serve", "web"}
+FRONT_ENDS = {"chat", "compare", "eval", "review", "serve", "web"}
 
 
 def room(parts: tuple[str, ...]) -> str:

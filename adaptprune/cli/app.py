@@ -96,10 +96,23 @@ def options(
 
 
 def add_commands() -> None:
-    from adaptprune.cli import bench, chat, doctor, families, gateway, methods, review, run, serve, tabletop, web
+    from adaptprune.cli import (
+        bench,
+        chat,
+        compare,
+        doctor,
+        families,
+        gateway,
+        methods,
+        review,
+        run,
+        serve,
+        tabletop,
+        web,
+    )
     from adaptprune.cli import eval as evaluate
 
-    for module in (run, chat, web, evaluate, serve, gateway, methods, families, doctor, bench, tabletop):
+    for module in (run, chat, compare, web, evaluate, serve, gateway, methods, families, doctor, bench, tabletop):
         app.command(cls=ManyValues)(module.command)
     app.add_typer(review.group, name="review")
 

@@ -9,6 +9,7 @@ import typer
 
 from adaptprune.cli.app import print_json, stdout
 from adaptprune.cli.loading import loading_options, say_notice
+from adaptprune.cli.outputs import check_output, save_picture
 from adaptprune.cli.quiet import progress_bars
 from adaptprune.errors import AdaptPruneError
 
@@ -51,7 +52,7 @@ def command(
     answer = engine.ask(question(prompt, images), sampling, pruning, on_text=show)
     if overlay is not None:
         assert answer.overlay is not None
-        _save(answer.overlay, overlay)
+        save_picture(answer.overlay, overlay)
     if as_json:
         print_json(_record(answer, engine, prompt, image))
         return
@@ -76,19 +77,7 @@ def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:
         raise AdaptPruneError(
             "--overlay shows what was dropped of an image: give --image and a method other than none."
         )
-    if overlay.suffix.lower() != ".png":
-        raise AdaptPruneError(f"--overlay {str(overlay)!r} is not allowed: the name has to end in .png.")
-    if overlay.is_dir():
-        raise AdaptPruneError(f"--overlay {str(overlay)!r} is a folder: name a file in it.")
-    if not overlay.absolute().parent.is_dir():
-        raise AdaptPruneError(f"there is no folder {str(overlay.absolute().parent)!r} for --overlay: create it first.")
-
-
-def _save(picture: Any, path: Path) -> None:
-    try:
-        picture.save(path)
-    except OSError as error:  # which Pillow raises without the name
-        raise OSError(error.errno, error.strerror or str(error), str(path)) from None
+    check_output(overlay, "--overlay", ".png")
 
 
 def _record(answer: Any, engine: Any, prompt: str, image: list[str]) -> dict[str, Any]:
