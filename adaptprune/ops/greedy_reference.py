@@ -128,5 +128,3 @@ def _unit(name: str, rows: Tensor) -> Tensor:
     """Rows of length 1, in float64; zeros stay zeros."""
     norm = finite(name, rows.norm(dim=1))[:, None]
     return torch.where(norm > 0, rows / torch.where(norm > 0, norm, 1), 0)
-
-

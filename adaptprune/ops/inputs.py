@@ -52,9 +52,7 @@ def per_token(name: str, values: Tensor | None, rows: Tensor) -> Tensor:
     wide = values.detach().to("cpu", torch.float64)
     low, high = torch.aminmax(wide)
     if not (low >= 0 and torch.isfinite(high)):  # also false for NaN
-        raise AdaptPruneError(
-            f"{name} ranges from {float(low)} to {float(high)}: it has to be finite and 0 or more."
-        )
+        raise AdaptPruneError(f"{name} ranges from {float(low)} to {float(high)}: it has to be finite and 0 or more.")
     return wide.reshape(-1, lead[-1])
 
 
