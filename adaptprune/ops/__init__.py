@@ -1,5 +1,6 @@
-"""Selection kernels: pure functions over tensors. Every backend returns what `adaptprune.ops.reference` returns."""
+"""Selection kernels: pure functions over tensors. Every backend returns what the reference returns."""
 
 from adaptprune.ops.adaptive_nms import BACKENDS, adaptive_nms
+from adaptprune.ops.greedy import balanced, dpp, facility_location, max_min
 
-__all__ = ["BACKENDS", "adaptive_nms"]
+__all__ = ["BACKENDS", "adaptive_nms", "balanced", "dpp", "facility_location", "max_min"]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adaptprune.checks import not_negative, positive, whole
 from adaptprune.errors import AdaptPruneError
+from adaptprune.ops.inputs import into_range
 from adaptprune.registry import did_you_mean
 
 
@@ -83,18 +84,7 @@ def adaptive_nms(
     _check_tensors(scores, keys, coords)
     _check_numbers(scores.shape[1], num_keep, distance_limit, distance_sigma, similarity_sigma)
     run = BACKENDS[AUTO if backend == "auto" else backend]
-    if keys.dtype == torch.float64:
-        keys = _into_range(keys)
-    return run(scores, keys, coords, num_keep, distance_limit, distance_sigma, similarity_sigma)
-
-
-def _into_range(keys: Tensor) -> Tensor:
-    """Scale each float64 key by a power of two (exactly), so that its squared norm neither overflows nor vanishes.
-
-    Narrower types cannot get there: they are upcast.
-    """
-    exponent = torch.frexp(keys.detach().abs().amax(dim=-1, keepdim=True)).exponent
-    return torch.ldexp(keys, -exponent)
+    return run(scores, into_range(keys), coords, num_keep, distance_limit, distance_sigma, similarity_sigma)
 
 
 def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:

@@ -6,57 +6,21 @@ top after them it is the maximum, else it sinks. Keys are compared for those pai
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
-import numba
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from adaptprune.ops.numba_tools import compiled, dot, norms, wide_array
 from adaptprune.ops.reference import check_norms
 
 
-def _compiled(**options: Any) -> Callable[[Callable[..., Any]], Any]:
-    """numba.njit that keeps what it compiled, if there is a place where it may."""
-
-    def decorate(function: Callable[..., Any]) -> Any:
-        try:
-            return numba.njit(cache=True, **options)(function)
-        except RuntimeError:  # neither beside this file nor in the user's home
-            return numba.njit(**options)(function)
-
-    return decorate
-
-
-# Reordering the sum of a dot product lets it use vector registers; nothing else may be reordered.
-_dot_flags = {"reassoc", "contract"}
-
-
-@_compiled(fastmath=_dot_flags)
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = 0.0
-    for k in range(a.shape[0]):
-        total += np.float64(a[k]) * np.float64(b[k])
-    return total
-
-
-@_compiled()
-def _norms(keys):  # type: ignore[no-untyped-def]
-    norm = np.empty(keys.shape[0])
-    for i in range(keys.shape[0]):
-        norm[i] = np.sqrt(_dot(keys[i], keys[i]))
-    return norm
-
-
-@_compiled()
+@compiled()
 def _above(score, i, j):  # type: ignore[no-untyped-def]
     """Whether token i comes before token j: higher score, then lower index."""
     return score[i] > score[j] or (score[i] == score[j] and i < j)
 
 
-@_compiled()
+@compiled()
 def _sink(heap, size, place, score):  # type: ignore[no-untyped-def]
     """Restore the heap below `place`, whose token's score may have fallen."""
     while True:
@@ -71,17 +35,17 @@ def _sink(heap, size, place, score):  # type: ignore[no-untyped-def]
         place = child
 
 
-@_compiled()
+@compiled()
 def _factor(i, j, squared, keys, norm, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """What keeping token j multiplies the score of token i with."""
     product = norm[i] * norm[j]
-    cosine = _dot(keys[i], keys[j]) / product if product > 0.0 else 0.0
+    cosine = dot(keys[i], keys[j]) / product if product > 0.0 else 0.0
     near = np.exp(-squared / (2.0 * distance_sigma**2))
     alike = np.exp(-((1.0 - cosine) ** 2) / (2.0 * similarity_sigma**2))
     return 1.0 - near * alike
 
 
-@_compiled()
+@compiled()
 def _greedy(score, keys, norm, coords, num_keep, distance_limit, distance_sigma, similarity_sigma):  # type: ignore[no-untyped-def]
     """Picks of one row, in the order in which they were made; `score` is overwritten."""
     size = score.shape[0]
@@ -125,18 +89,11 @@ def adaptive_nms(
 ) -> Tensor:
     """See `adaptprune.ops.adaptive_nms`; arguments are taken as checked."""
     score = scores.detach().to("cpu", torch.float64, copy=True).numpy()
-    key = _numpy_keys(keys)
+    key = wide_array(keys)
     place = coords.to("cpu", torch.int64).numpy()
     numbers = (float(distance_limit), float(distance_sigma), float(similarity_sigma))
     kept = []
     for row in range(len(score)):
-        norm = check_norms(torch.from_numpy(_norms(key[row]))).numpy()
+        norm = checknorms(torch.from_numpy(norms(key[row]))).numpy()
         kept.append(np.sort(_greedy(score[row], key[row], norm, place[row], num_keep, *numbers)))
     return torch.from_numpy(np.stack(kept)).to(scores.device)
-
-
-def _numpy_keys(keys: Tensor) -> NDArray[np.float32] | NDArray[np.float64]:
-    """Keys as a contiguous array; half precision becomes float32, which holds it exactly."""
-    wide = keys.dtype if keys.dtype == torch.float64 else torch.float32
-    array: NDArray[np.float32] = keys.detach().to("cpu", wide).contiguous().numpy()
-    return array
