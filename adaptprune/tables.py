@@ -35,7 +35,9 @@ def methods() -> list[dict[str, Any]]:
             "cost": str(usual.cost),
             "adaptive": bool(usual.adaptive),
             "summary": str(usual.summary),
-            "options": {field.name: _plain(getattr(usual, field.name)) for field in dataclasses.fields(usual)},
+            "options": {
+                field.name: _plain(getattr(usual, field.name)) for field in dataclasses.fields(usual) if field.init
+            },
             "smallest_layer": usual.smallest_layer,
             "paper": str(usual.paper),
         }

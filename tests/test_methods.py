@@ -11,6 +11,8 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
+from adaptprune.cues import TowerLayer
+from adaptprune.methods import METHODS
 from adaptprune.methods.adaptprune import centre_weight
 from adaptprune.methods.grid import apportion, lattice
 from adaptprune.methods.pool import cells
@@ -27,7 +29,26 @@ def tokens(rows=6, columns=6, grids=1, heads=3, width=8, seed=0) -> VisualTokens
         coords=coords,
         attention=torch.rand(heads, count, generator=generator) / count,
         keys=torch.randn(count, 2, generator=generator),  # two dimensions: many near-parallel keys
+        **cues(count, heads, width, generator),
     )
+
+
+def cues(count: int, heads: int, width: int, generator: torch.Generator, words: int = 4) -> dict:
+    """What else rules may look at."""
+    per_token = ("rotated_keys", "previous_hidden", "final", "features")
+    per_word = ("text_rotated_keys", "text_hidden", "text_final", "text")
+    return {
+        **{name: torch.randn(count, width, generator=generator) for name in per_token},
+        **{name: torch.randn(words, width, generator=generator) for name in per_word},
+        "rows": torch.rand(heads, words, count, generator=generator) / count,
+        "next_attention": torch.rand(heads, count, generator=generator) / count,
+        "tower": {
+            -2: TowerLayer(
+                torch.rand(heads, count, generator=generator) / count,
+                torch.randn(heads, count, width, generator=generator),
+            )
+        },
+    }
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 6), (4, 9), (1, 5), (1, 1)])
@@ -101,7 +122,12 @@ def test_every_method_keeps_exactly_what_is_asked(method, grids):
         assert 0 <= kept.min() <= kept.max() < len(seen)
 
 
-@pytest.mark.parametrize("method", adaptprune.list_methods())
+def acts_where_it_is_told(method: str) -> bool:
+    """Whether a rule has one stage, the option `layer`."""
+    return next(field.init for field in dataclasses.fields(METHODS.get(method)) if field.name == "layer")
+
+
+@pytest.mark.parametrize("method", filter(acts_where_it_is_told, adaptprune.list_methods()))
 def test_specs_and_options(method):
     pruner = make_pruner(f"{method}:keep_ratio=0.25,layer=3")
     assert (pruner.keep_ratio, pruner.layer) == (0.25, 3)

@@ -1,0 +1,13 @@
+"""Directions of vectors, in float64: what every cosine is made of."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def directions(vectors: Tensor) -> Tensor:
+    """Vectors scaled to length 1, (..., D) in float64; those of length 0 stay 0, so that their cosine with all is 0."""
+    wide = vectors.double()
+    length = wide.norm(dim=-1, keepdim=True)
+    unit: Tensor = wide / length.masked_fill(length == 0, 1)
+    return unit
