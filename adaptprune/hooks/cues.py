@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from adaptprune.cues import VisualTokens
+from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
 from adaptprune.hooks.holds import Hold, broken, hook
 from adaptprune.hooks.narrow import narrow_mask
@@ -31,13 +32,14 @@ from adaptprune.hooks.seams.layers import (
     normalised,
 )
 from adaptprune.hooks.seams.parts import Parts
+from adaptprune.hooks.seams.rotary import takes
 from adaptprune.hooks.state import Call, places
 from adaptprune.pruner import Pruner
 
 #: Cues that are seen when layer K-1 attends.
 ATTENDED = frozenset({"attention", "rows", "rotated_keys"})
 #: What can be remembered from turn to turn, to choose anew.
-REMEMBERED = frozenset({"attention", "keys", "raw_keys", "previous_keys"})
+REMEMBERED = frozenset({"attention", "keys", "raw_keys", "previous_keys", "rotary"})
 
 
 class Cues:
@@ -90,6 +92,8 @@ class Cues:
             return layer, "keys that are known before it has mixed its streams of states"
         if "affinity" in asked and (0 in self._keyless or mixes_streams(self._layers[0])):
             return 0, "queries and keys of its own" if 0 in self._keyless else "queries that are known before it runs"
+        if "rotary" in asked and not takes(current):
+            return layer, "position embeddings handed to it"
         if "final" in asked:
             final_norm(self._decoder)
         return None
@@ -193,6 +197,8 @@ class Cues:
             mask = narrow_mask(call, stage, arguments.get(calls.MASK), backend(self._decoder))
             whole = next_attention(call, stage, self._layers[stage], hidden, arguments, mask, row)
             found["next_attention"] = whole[:, cut.slots(rows).to(whole.device)].to(hidden.device)
+        if "rotary" in asked:
+            found["rotary"] = cut.rotary(arguments, stage)
         found.update(self._captured(call, stage, asked, cut))
         coords = layout.coords[members].to(hidden.device)
         return VisualTokens(states, coords, layer=stage, num_layers=self._count, **found)
@@ -258,6 +264,20 @@ class _Cut:
     def words(self, states: Tensor, rows: Tensor | None) -> Tensor:
         """States of the instruction tokens, (T, D)."""
         return states[self.row, self.slots(rows, self.instruction).to(states.device)].to(self.device)
+
+    def rotary(self, arguments: dict[str, Any], stage: int) -> tuple[Tensor, Tensor]:
+        """Cosine and sine of the visual tokens, (N, d) each, whatever axes there are put side by side."""
+        try:
+            cos, sin = calls.cos_sin(arguments)
+        except calls.WithoutRotary as error:
+            raise AdaptPruneError(
+                f"position embeddings cannot be compared before layer {stage}, for {error}."
+            ) from None
+        return self._turns(cos), self._turns(sin)
+
+    def _turns(self, part: Tensor) -> Tensor:
+        line = part[self.row if part.shape[0] > 1 else 0]
+        return line[self.positions.to(line.device)].flatten(1).to(self.device)
 
     def columns(self, values: Tensor, listed: Tensor, positions: Tensor | None = None) -> Tensor:
         """The last axis of (..., S), which counts what a cache holds (`listed`), cut to tokens.

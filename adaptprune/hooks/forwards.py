@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
 from adaptprune.hooks import encode, facts, holds, locate
+from adaptprune.hooks.addons import packed
 from adaptprune.hooks.narrow import layer_arguments, stream_of, take_tokens, token_dim, whole_conversation
 from adaptprune.hooks.rest import evict, own_output, report_of
 from adaptprune.hooks.running import Generating, Running
@@ -57,6 +58,7 @@ class Forwards:
         self._report, self._reselect, self._evict_below, self._learned = report, reselect, evict_below, learned
         self._config: Any = found.model.config
         self._stages = selector.stages
+        self._packs = selector.pruner.positions == "packed"
         self._longest = family.longest(self._config)
         self.noted = locate.Noted()
         #: Everything that was put on the model, to be looked after.
@@ -161,11 +163,17 @@ class Forwards:
             delattr(cache, STATE)  # the cache was reset since
         state: PruneState | None = getattr(cache, STATE, None)
         if state is None:
-            return PruneState(self._stages)
+            return PruneState(self._stages, packed=self._packs)
         if state.stages != self._stages:
             raise AdaptPruneError(
                 f"the cache was pruned before layers {list(state.stages)} and cannot be continued with pruning before "
                 f"{list(self._stages)}: use the same layers, or a new cache."
+            )
+        if state.packed != self._packs:
+            had, has = (("original", "packed")[packed] for packed in (state.packed, self._packs))
+            raise AdaptPruneError(
+                f"the cache was pruned with positions={had!r} and cannot be continued with positions={has!r}: use the "
+                "same ones, or a new cache."
             )
         if BELOW in state.views and not self._evict_below:
             raise AdaptPruneError(
@@ -221,6 +229,16 @@ class Forwards:
         if outer.told is not None:
             vars(self._report).update({**outer.told, "prompts": self._report.prompts})
 
+    # -- its position embeddings ------------------------------------------------------------------------------------
+
+    def before_rotary(self, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+        if self._running.call is not None:
+            self._running.call.noted.begin(module, args, kwargs)
+
+    def after_rotary(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self._running.call is not None and output is not None:
+            self._running.call.noted.end(output)
+
     # -- the layers -------------------------------------------------------------------------------------------------
 
     def before_layer(self, index: int, module: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
@@ -240,9 +258,11 @@ class Forwards:
             hidden = self._selector.remember(call, hidden, facts.remembered_rotary(arguments))
         changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments
         before, dim = call.rows_at(index), token_dim(call, index, hidden)
+        whole = packed(call, index, changed)
         if index in self._stages and any(alive.numel() for alive in call.alive):
-            self._selector.drop(call, index, stream_of(hidden, dim), changed)
-        whole, changed = changed, layer_arguments(call, index, changed, backend)
+            self._selector.drop(call, index, stream_of(hidden, dim), whole)
+            whole = packed(call, index, changed)
+        changed = layer_arguments(call, index, whole, backend, hidden.dtype)
         kv.expect(call.cache, index)
         rows = call.rows.get(index)
         if rows is not None:

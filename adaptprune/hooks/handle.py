@@ -17,6 +17,7 @@ from adaptprune.hooks.holds import Hold, hook, same_layers
 from adaptprune.hooks.running import Running, watch_generate
 from adaptprune.hooks.seams import parts, versions
 from adaptprune.hooks.seams.layers import chooses
+from adaptprune.hooks.seams.rotary import makers
 from adaptprune.hooks.seams.table import check
 from adaptprune.hooks.select import Selector
 from adaptprune.methods import make_pruner
@@ -168,6 +169,11 @@ class PruneHandle:
                 f"reselect=True needs causal attention, and in model type {self.config.model_type!r} tokens see later "
                 "ones: start a new cache at every turn instead."
             )
+        if reselect and self.pruner.positions == "packed":
+            raise CannotReselect(
+                "reselect=True chooses anew by the places that tokens had, which positions='packed' moves: use one of "
+                "them, or start a new cache at every turn."
+            )
         if reselect and (fleeting := self._selector.cues.all - REMEMBERED):
             raise CannotReselect(
                 f"reselect=True remembers keys and one row of attention, and {self.pruner.name!r} looks at "
@@ -201,6 +207,9 @@ class PruneHandle:
         held += hook(decoder, "the decoder", forwards.before_decoder, forwards.after_decoder)
         for index in range(forwards.first, len(layers)):
             held += hook(layers[index], f"layer {index}", partial(forwards.before_layer, index))
+        if self.pruner.positions == "packed":
+            for maker in makers(decoder):
+                held += hook(maker, "the position embeddings", forwards.before_rotary, forwards.after_rotary)
         held += encode.watch(base, self._family, running, forwards.noted, alive)
         held += self._selector.watch()
         held.append(same_layers(decoder, layers))

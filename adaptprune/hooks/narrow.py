@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask
 
 from adaptprune.errors import AdaptPruneError
+from adaptprune.hooks.addons import biased
 from adaptprune.hooks.seams.calls import CHOSEN, KNOWN, MASK, POSITIONS, ROTARY, as_rotary
 from adaptprune.hooks.state import Call
 
@@ -61,8 +62,16 @@ def stream_of(hidden: Tensor, dim: int) -> Tensor:
     return hidden[0] if dim == 2 else hidden[:, :, 0]
 
 
-def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: str) -> dict[str, Any]:
-    """A decoder layer's arguments by name, narrowed; the same object if there is nothing to change."""
+def layer_arguments(
+    call: Call, layer: int, arguments: dict[str, Any], backend: str, dtype: torch.dtype
+) -> dict[str, Any]:
+    """A decoder layer's arguments by name, narrowed; the same object if there is nothing to change.
+
+    Parameters
+    ----------
+    dtype
+        Of its hidden states.
+    """
     if call.view_at(layer) is None:
         return arguments
     changed, rows, mask = dict(arguments), call.rows_at(layer), arguments.get(MASK)
@@ -83,10 +92,16 @@ def layer_arguments(call: Call, layer: int, arguments: dict[str, Any], backend: 
             if isinstance(value, Tensor) and name not in {*KNOWN, CHOSEN} and call.total in value.shape[2:]:
                 raise _strange(call, name, value)
     if layer not in call.keyless or not (mask is None or (isinstance(mask, Tensor) and mask.ndim == 2)):
-        changed[MASK] = _once(call, layer, mask, lambda: narrow_mask(call, layer, mask, backend))
+        changed[MASK] = _once(call, layer, mask, lambda: _layer_mask(call, layer, mask, backend, dtype))
     elif rows is not None:
         changed[MASK] = _token_mask(call, rows, mask)
     return changed
+
+
+def _layer_mask(call: Call, layer: int, mask: Any, backend: str, dtype: torch.dtype) -> Any:
+    """What a layer is handed as its mask of keys: those of dropped tokens cut out, and the bias of kept ones added."""
+    cut = narrow_mask(call, layer, mask, backend)
+    return cut if layer in call.keyless else biased(call, layer, cut, dtype, backend)
 
 
 def _token_mask(call: Call, rows: Tensor, mask: Tensor | None) -> Tensor | None:
@@ -135,7 +150,7 @@ def _strange(call: Call, name: str, value: Tensor) -> AdaptPruneError:
 
 def _once(call: Call, layer: int, given: Any, work: Callable[[], Any]) -> Any:
     """Narrow each object once per forward and kind of layer, not once per layer."""
-    key = (call.stage_at(layer), call.window_at(layer), id(given))
+    key = (call.stage_at(layer), call.window_at(layer), id(given), layer in call.keyless)
     if key not in call.narrowed:
         call.narrowed[key] = (given, work())  # `given` is kept alive so that its id stays its own
     return call.narrowed[key][1]

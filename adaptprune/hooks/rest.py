@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.hooks.seams import cache as kv
-from adaptprune.hooks.state import BELOW, Call, places
+from adaptprune.hooks.state import BELOW, Call, View, places
 from adaptprune.report import PruneReport, SampleReport
 
 
@@ -24,7 +24,15 @@ def evict(call: Call) -> None:
         place = place[:, -width + 1 :] if width is not None else place
         kv.replace(layer, _taken(keys, place), _taken(values, place))
     for stage in (BELOW, *state.stages):
-        state.views[stage] = final
+        state.views[stage] = _shrunk(state.views.get(stage), final)
+
+
+def _shrunk(view: View | None, final: View) -> View:
+    """A view that holds what `final` does, some of what it held: its tokens keep their shift, its keys their bias."""
+    if view is None or view.bias is None:
+        return View(final.index, final.covered, None if view is None else view.shift)
+    place = places(view.index, view.covered).gather(1, final.index.clamp_min(0)).clamp_min(0)
+    return View(final.index, final.covered, view.shift, view.bias.gather(1, place))
 
 
 def _taken(states: Tensor, place: Tensor) -> Tensor:

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout, join
+from adaptprune.hooks import addons
 from adaptprune.hooks.cues import Cues
 from adaptprune.hooks.holds import Hold
+from adaptprune.hooks.marks import weigh
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.layers import chosen_before, has_keys
 from adaptprune.hooks.seams.parts import Parts
@@ -39,7 +41,7 @@ class Selector:
     explain = False
 
     def __init__(self, pruner: Pruner, found: Parts, current: Callable[[], Call | None]) -> None:
-        self.pruner, self.layers = pruner, found.layers
+        self.pruner, self.layers, self._found = pruner, found.layers, found
         self.keyless, self.sources = found.keyless, found.sources
         self.cues = Cues(pruner, found, current)
         self.planned = pruner.stages(len(self.layers))
@@ -79,6 +81,7 @@ class Selector:
                 )
             if not self._has_cues(layer):
                 raise self._without_cues(layer, range(first, last + 1))
+        addons.check(self.pruner, self._found, min(self.planned, default=0))
 
     def _has_cues(self, layer: int) -> bool:
         """Whether a stage before `layer` can see what the method compares."""
@@ -151,6 +154,8 @@ class Selector:
                         call.scores.setdefault(row, []).append((members, self._scores(tokens)))
                     keep = self._checked(self.pruner.choose(tokens, num_keep), len(tokens), num_keep)
                     members = members[keep.to(members.device)]
+                    if self.pruner.key_bias:
+                        weigh(call, row, members, self._bias(tokens, keep))
                     if type(self.pruner).merge is not Pruner.merge:
                         states = self.pruner.merge(tokens, keep)
                         call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
@@ -187,6 +192,16 @@ class Selector:
                 f"of {size} tokens: select has to return 1 to num_keep different int64 indices in ascending order."
             )
         return keep
+
+    def _bias(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
+        """What is added for the keys of kept tokens, (n,), out of how many tokens each stands for."""
+        weights = self.pruner.weights(tokens, keep)
+        if weights.shape != keep.shape or not bool((weights.isfinite() & (weights > 0)).all()):
+            raise AdaptPruneError(
+                f"method {self.pruner.name!r} gave weights {tuple(weights.shape)} for {len(keep)} kept tokens: how many "
+                "tokens each stands for is a number above 0, one for each."
+            )
+        return self.pruner.key_bias * weights.double().log()
 
     # -- choosing anew ----------------------------------------------------------------------------------------------
 

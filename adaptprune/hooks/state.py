@@ -15,7 +15,9 @@ from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
+from adaptprune.hooks import marks
 from adaptprune.hooks.seams.cache import filled, held, layers_of, seen, visible, window
+from adaptprune.hooks.seams.rotary import Noted
 
 #: The stage of the layers before every stage.
 BELOW = -1
@@ -33,10 +35,16 @@ class View:
         Positions in cache order; -1 is padding, which evens out rows that keep different numbers of tokens.
     covered : int
         `index` speaks of the positions below this; all later ones are held.
+    shift : Tensor or None, (B, 1), int64
+        By how many places later tokens are moved forward, if positions are packed.
+    bias : Tensor or None, (B, S)
+        What is added to what attention makes of each key; nothing to later ones.
     """
 
     index: Tensor
     covered: int
+    shift: Tensor | None = None
+    bias: Tensor | None = None
 
     def columns(self, total: int) -> Tensor:
         """Positions of everything held once the sequence is `total` long: (B, S + total - covered)."""
@@ -56,7 +64,13 @@ class View:
                 "the cache was cropped into a part that was pruned, where its layers hold different tokens: "
                 "crop only what came after the images, or read the prompt again into a new cache."
             )
-        return View(self.index[:, :-cropped], total)
+        bias = None if self.bias is None else self.bias[:, :-cropped]
+        return View(self.index[:, :-cropped], total, self.shift, bias)
+
+    def move(self, rows: Tensor) -> View:
+        """The view of a batch whose row i was row ``rows[i]``."""
+        shift, bias = (None if part is None else part[rows.to(part.device)] for part in (self.shift, self.bias))
+        return View(self.index[rows.to(self.index.device)], self.covered, shift, bias)
 
 
 @dataclass
@@ -115,11 +129,12 @@ class PruneState:
     stages: tuple[int, ...]
     views: dict[int, View] = field(default_factory=dict)
     history: History | None = None
+    packed: bool = False
 
     def move(self, rows: Tensor) -> None:
         """Let row i be what row ``rows[i]`` was, as the cache's rows were moved."""
         for stage, view in self.views.items():
-            self.views[stage] = View(view.index[rows.to(view.index.device)], view.covered)
+            self.views[stage] = view.move(rows)
         if self.history is not None:
             self.history.move(rows)
 
@@ -185,6 +200,14 @@ class Call:
         Then: position embeddings of the whole conversation.
     first_rotary : tuple of Tensor or None
         Those that the first of these layers was handed, if its states are to be remembered.
+    noted : Noted
+        The position embeddings that the decoder has made, if positions are packed.
+    shifts : dict of int to Tensor, (B, L)
+        Then: per stage, by how many places each incoming token is moved forward.
+    packed : dict of (int, int) to (object, Tensor, object)
+        By their identities, what was handed to layers and the shift, and what became of it.
+    biases : list of Tensor, (N,)
+        Per row, what is added for each token of its layout; nothing is added if empty.
     """
 
     state: PruneState
@@ -204,7 +227,7 @@ class Call:
     stayed: dict[int, list[int]] = field(default_factory=dict)
     scores: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
-    narrowed: dict[tuple[int, int | None, int], tuple[Any, Any]] = field(default_factory=dict)
+    narrowed: dict[tuple[int, int | None, int, bool], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
     unseen: dict[int, int] = field(default_factory=dict)
     keyless: frozenset[int] = frozenset()
@@ -216,6 +239,10 @@ class Call:
     anew: int | None = None
     rotary: tuple[Tensor, ...] | None = None
     first_rotary: tuple[Tensor, ...] | None = None
+    noted: Noted = field(default_factory=Noted)
+    shifts: dict[int, Tensor] = field(default_factory=dict)
+    packed: dict[tuple[int, int], tuple[Any, Tensor, Any]] = field(default_factory=dict)
+    biases: list[Tensor] = field(default_factory=list)
     _instructions: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -225,6 +252,7 @@ class Call:
         """Set the visual tokens to choose from."""
         self.layouts, self._instructions = layouts, None
         self.held.clear()
+        self.biases = []
         self.alive = [torch.arange(layout.positions.numel(), device=self.device) for layout in layouts or ()]
 
     @property
@@ -354,7 +382,8 @@ class Call:
         rows = torch.stack([torch.nn.functional.pad(line, (longest - line.numel(), 0), value=-1) for line in lines])
         old = self.state.columns(stage, self.past, self.batch, self.device)
         new = torch.where(rows < 0, -1, rows + self.past)
-        self.state.views[stage] = View(torch.cat([old, new], dim=1), self.total)
+        shift, bias = marks.shifted(self, stage, kept), marks.bias(self, stage, rows, kept)
+        self.state.views[stage] = View(torch.cat([old, new], dim=1), self.total, shift, bias)
         self.rows[stage] = rows
         self.stayed[stage] = [indices.numel() for indices in kept]
         self.held.clear()

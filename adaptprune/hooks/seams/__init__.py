@@ -8,6 +8,7 @@
 | `layers` | which layers attend and which share keys, how their attention and its keys are found |
 | `calls` | how layers are called, what a decoder returns, what `generate()` asks for and makes |
 | `cache` | the argument that the KV cache travels by, its classes, and ours that hold less than they report |
+| `rotary` | which modules make position embeddings, and how others are made |
 | `attention` | the attention interface, and which implementation runs |
 | `processors` | attributes of processors and tokenizers, and which of their classes need torchvision |
 

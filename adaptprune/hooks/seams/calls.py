@@ -68,6 +68,15 @@ def rotary(arguments: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return tuple(part.movedim(0, -1) if part.ndim == 4 else part for part in pair)
 
 
+def cos_sin(arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """As `rotary`, of complex ones (Llama 4's) their parts."""
+    handed = arguments.get(ROTARY)
+    if isinstance(handed, Tensor) and handed.is_complex():
+        return handed.real, handed.imag
+    cos, sin = rotary(arguments)
+    return cos, sin
+
+
 def as_rotary(pair: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """What `rotary` returned, as a layer takes it."""
     return tuple(part.movedim(-1, 0) if part.ndim == 4 else part for part in pair)
