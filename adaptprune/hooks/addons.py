@@ -114,8 +114,8 @@ def biased(call: Call, layer: int, mask: Any, dtype: torch.dtype, backend: str) 
         mask = columns[:, None, None, :] <= (rows + call.past)[:, None, :, None]
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise AdaptPruneError(
-            f"key_bias cannot be added to what layer {layer} is handed as its mask: pass one of 2 or 4 dimensions, or use "
-            "key_bias=0."
+            f"key_bias cannot be added to what layer {layer} is handed as its mask: pass a mask of 2 or 4 dimensions, or "
+            "use key_bias=0."
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

@@ -271,7 +271,7 @@ class _Cut:
             cos, sin = calls.cos_sin(arguments)
         except calls.WithoutRotary as error:
             raise AdaptPruneError(
-                f"position embeddings cannot be compared before layer {stage}, for {error}."
+                f"position embeddings cannot be compared before layer {stage}, for {error}: use another layer."
             ) from None
         return self._turns(cos), self._turns(sin)
 

@@ -100,6 +100,8 @@ class Selector:
             use = f"layer={after[0]}"
         elif keys and self.cues.asked(layer) & {"keys", "raw_keys"}:
             use = f"layer={keys[0]} with keys='previous', or fastv there"
+        elif self.cues.asked(layer) == {"rotary"} and self.pruner.coordinate_tokens:
+            use = "coordinate_tokens=0"
         else:
             use = "a method without cues (grid), or one that compares features (divprune)"
         return AdaptPruneError(
@@ -198,8 +200,8 @@ class Selector:
         weights = self.pruner.weights(tokens, keep)
         if weights.shape != keep.shape or not bool((weights.isfinite() & (weights > 0)).all()):
             raise AdaptPruneError(
-                f"method {self.pruner.name!r} gave weights {tuple(weights.shape)} for {len(keep)} kept tokens: how many "
-                "tokens each stands for is a number above 0, one for each."
+                f"method {self.pruner.name!r} gave weights {tuple(weights.shape)} for {len(keep)} kept tokens: weights "
+                "says how many tokens each stands for, a number above 0."
             )
         return self.pruner.key_bias * weights.double().log()
 
