@@ -5,14 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adaptprune import FastV
+from adaptprune.pruner import budget
 from adaptprune.testing.oracle import _one_stream, attends, cache_in, decoder_layers
 from adaptprune.testing.zoo import SPECIMENS
+from tests.tiny import llava
 
 #: Positions of several axes: a place that is left free in one of them is not free in another.
 SEVERAL_AXES = (
@@ -80,11 +85,12 @@ def on_layers(one: Any, first: int, rewrite: Callable[..., dict[str, Any]]) -> I
             cache = cache_in(kwargs)
             past = cache.get_seq_length() if cache is not None else 0
             total = past + _one_stream(one.model, states).shape[1]
-        return None if number < first else (args, {**kwargs, **rewrite(module, states, kwargs, past, total)})
+        return None if number < first else (args, {**kwargs, **rewrite(number, states, kwargs, past, total)})
 
     layers = decoder_layers(one.model)
     handles = [
-        layer.register_forward_pre_hook(partial(before, number), with_kwargs=True) for number, layer in enumerate(layers)
+        layer.register_forward_pre_hook(partial(before, number), with_kwargs=True)
+        for number, layer in enumerate(layers)
     ]
     try:
         yield
@@ -93,13 +99,17 @@ def on_layers(one: Any, first: int, rewrite: Callable[..., dict[str, Any]]) -> I
             handle.remove()
 
 
-def renumbered(one: Any, first: int, gone: list[list[int]]) -> Any:
-    """Position embeddings are those of places without gaps from layer `first` on; nothing else is changed."""
+def renumbered(one: Any, stages: dict[int, list[list[int]]]) -> Any:
+    """Position embeddings are those of places without gaps; nothing else is changed.
+
+    `stages` says from which layer on which places are not there, by row.
+    """
     makers = [each for name, each in decoder_of(one).named_children() if name.startswith("rotary")]
 
-    def rewrite(module: Any, states: Tensor, kwargs: dict[str, Any], past: int, total: int) -> dict[str, Any]:
+    def rewrite(number: int, states: Tensor, kwargs: dict[str, Any], past: int, total: int) -> dict[str, Any]:
         places, given = kwargs["position_ids"], kwargs["position_embeddings"]
         maker = next(each for each in makers if torch.equal(each(states, places)[0], given[0]))
+        gone = stages[max(each for each in stages if each <= number)]
         copies = states.shape[0] // len(gone)  # beams
         free = [
             [sum(each < place for each in gone[row // copies]) for place in range(past, total)]
@@ -108,14 +118,16 @@ def renumbered(one: Any, first: int, gone: list[list[int]]) -> Any:
         packed = places - torch.tensor(free)
         return {"position_ids": packed, "position_embeddings": maker(states, packed)}
 
-    return on_layers(one, first, rewrite)
+    return on_layers(one, min(stages), rewrite)
 
 
 def biased(one: Any, first: int, biases: list[dict[int, float]]) -> Any:
     """Numbers are added in the masks of layers from `first` on, by row and place. Within `hiding`, which makes them."""
 
-    def rewrite(module: Any, states: Tensor, kwargs: dict[str, Any], past: int, total: int) -> dict[str, Any]:
-        if not attends(module):
+    layers = decoder_layers(one.model)
+
+    def rewrite(number: int, states: Tensor, kwargs: dict[str, Any], past: int, total: int) -> dict[str, Any]:
+        if not attends(layers[number]):
             return {}
         mask = kwargs["attention_mask"]
         lowest = torch.finfo(torch.float32).min
@@ -137,3 +149,25 @@ def even(report: Any, factor: float = 1.0) -> list[dict[int, float]]:
         shares = [math.log(size / kept) for size, kept in sample.images for _ in range(kept)]
         found.append({place: factor * share for place, share in zip(sample.kept, shares, strict=True)})
     return found
+
+
+@dataclass(frozen=True)
+class TwoStages(FastV):
+    """Half before layer 1, a sixth of the original before layer 3."""
+
+    layer: int = 1
+
+    def stages(self, num_layers):
+        return (1, 3)
+
+    def counts(self, size, num_layers):
+        return {1: budget(0.5, size), 3: budget(1 / 6, size)}
+
+
+class FirstStage(TwoStages):
+    def stages(self, num_layers):
+        return (1,)
+
+
+def tiny(attention="sdpa"):
+    return SimpleNamespace(model=llava(attention))

@@ -94,7 +94,7 @@ def packed(call: Call, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
 # -- the bias ----------------------------------------------------------------------------------------------------------
 
 
-def biased(call: Call, layer: int, mask: Any, dtype: torch.dtype, backend: str) -> Any:
+def biased(call: Call, layer: int, mask: Any, dtype: torch.dtype) -> Any:
     """A layer's narrowed attention mask with the bias on its keys; the same object if there is none.
 
     Parameters
@@ -107,7 +107,6 @@ def biased(call: Call, layer: int, mask: Any, dtype: torch.dtype, backend: str) 
     bias = bias_at(call, layer)
     if bias is None:
         return mask
-    check_added(backend)
     if mask is None:
         rows, columns = call.rows_at(layer), call.columns_at(layer)
         rows = call.all_rows() if rows is None else rows

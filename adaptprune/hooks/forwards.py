@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
 from adaptprune.hooks import encode, facts, holds, locate
-from adaptprune.hooks.addons import packed
+from adaptprune.hooks.addons import check_added, packed
 from adaptprune.hooks.narrow import layer_arguments, stream_of, take_tokens, token_dim, whole_conversation
 from adaptprune.hooks.rest import evict, own_output, report_of
 from adaptprune.hooks.running import Generating, Running
@@ -146,6 +146,8 @@ class Forwards:
             if self._evict_below:
                 facts.check_draft(call)
             facts.check_decoder(module, attention.backend(module), call)
+            if self._selector.pruner.key_bias or any(view.bias is not None for view in call.state.views.values()):
+                check_added(attention.backend(module))
             facts.check_length(call, self._longest)
         running.call = call
 

@@ -101,7 +101,7 @@ def layer_arguments(
 def _layer_mask(call: Call, layer: int, mask: Any, backend: str, dtype: torch.dtype) -> Any:
     """What a layer is handed as its mask of keys: those of dropped tokens cut out, and the bias of kept ones added."""
     cut = narrow_mask(call, layer, mask, backend)
-    return cut if layer in call.keyless else biased(call, layer, cut, dtype, backend)
+    return cut if layer in call.keyless else biased(call, layer, cut, dtype)
 
 
 def _token_mask(call: Call, rows: Tensor, mask: Tensor | None) -> Tensor | None:
