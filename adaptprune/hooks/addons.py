@@ -6,6 +6,7 @@ tokens leave. The bias goes in by the attention mask, as a number that is added.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,9 +21,12 @@ from adaptprune.hooks.seams import rotary as seam
 from adaptprune.hooks.seams.calls import POSITIONS, ROTARY
 from adaptprune.hooks.seams.layers import chooses
 from adaptprune.hooks.seams.parts import text_config
+from adaptprune.hooks.seams.rotary import Noted
 from adaptprune.hooks.state import Call
 from adaptprune.pruner import Pruner
 
+#: By their identities, what a layer was handed and the shift, and what became of it.
+Memo = dict[tuple[int, int], tuple[Any, Tensor, Any]]
 #: Attention implementations that add a mask of numbers to what attention makes of keys.
 ADDING = ("sdpa", "eager")
 
@@ -71,24 +75,40 @@ def packed(call: Call, layer: int, arguments: dict[str, Any]) -> dict[str, Any]:
     The same object if nothing has left before this layer.
     """
     shift = shift_at(call, layer)
-    if shift is None:
-        return arguments
+    return arguments if shift is None else moved(arguments, shift, call.noted, call.packed)
+
+
+def moved(arguments: dict[str, Any], shift: Tensor, noted: Noted, memo: Memo) -> dict[str, Any]:
+    """A layer's arguments with the position embeddings of positions that are `shift`, (B, L) or (B, 1), less.
+
+    Parameters
+    ----------
+    noted : Noted
+        Those that were made in this forward.
+    memo : dict
+        What became of others in this forward, so that each is made once.
+    """
+
+    def once(handed: Any, work: Callable[[], Any]) -> Any:
+        key = id(handed), id(shift)
+        if key not in memo:
+            memo[key] = handed, shift, work()
+        return memo[key][2]
+
     changed, handed, ids = dict(arguments), arguments.get(ROTARY), arguments.get(POSITIONS)
     if handed is not None:
-        key = id(handed), id(shift)
-        if key not in call.packed:
-            made = call.noted.of(handed)
-            if made is None:
-                raise broken(f"nobody was seen to make the position embeddings of layer {layer}")
-            places = made.positions
-            call.packed[key] = (handed, shift, made.again(places - shift.to(places.device)))
-        changed[ROTARY] = call.packed[key][2]
+        changed[ROTARY] = once(handed, lambda: _again(handed, shift, noted))
     if isinstance(ids, Tensor):
-        key = id(ids), id(shift)
-        if key not in call.packed:
-            call.packed[key] = (ids, shift, ids - shift.to(ids.device))
-        changed[POSITIONS] = call.packed[key][2]
+        changed[POSITIONS] = once(ids, lambda: ids - shift.to(ids.device))
     return changed
+
+
+def _again(handed: Any, shift: Tensor, noted: Noted) -> Any:
+    made = noted.of(handed)
+    if made is None:
+        raise broken("nobody was seen to make the position embeddings that a layer is handed")
+    places: Tensor = made.positions
+    return made.again(places - shift.to(places.device))
 
 
 # -- the bias ----------------------------------------------------------------------------------------------------------
@@ -113,8 +133,8 @@ def biased(call: Call, layer: int, mask: Any, dtype: torch.dtype) -> Any:
         mask = columns[:, None, None, :] <= (rows + call.past)[:, None, :, None]
     if not isinstance(mask, Tensor) or mask.ndim != 4:
         raise AdaptPruneError(
-            f"key_bias cannot be added to what layer {layer} is handed as its mask: pass a mask of 2 or 4 dimensions, or "
-            "use key_bias=0."
+            f"key_bias cannot be added to what layer {layer} is handed as its mask: pass one of 2 or 4 dimensions, "
+            "or use key_bias=0."
         )
     if mask.dtype == torch.bool:
         mask = torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)

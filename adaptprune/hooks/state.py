@@ -16,7 +16,7 @@ from torch import Tensor
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Layout
 from adaptprune.hooks import marks
-from adaptprune.hooks.seams.cache import filled, held, layers_of, seen, visible, window
+from adaptprune.hooks.seams.cache import visible, window
 from adaptprune.hooks.seams.rotary import Noted
 
 #: The stage of the layers before every stage.
@@ -388,17 +388,6 @@ class Call:
         self.stayed[stage] = [indices.numel() for indices in kept]
         self.held.clear()
         self.alive = kept
-
-
-def positions_held(cache: Any, index: int) -> Tensor:
-    """The positions in its sequence of the keys that a layer of a cache holds, (S,); the cache has one row."""
-    layer = layers_of(cache)[index]
-    count, total, device = held(layer), seen(cache), filled(layer)[0].device
-    state: PruneState | None = getattr(cache, STATE, None)
-    if state is None:
-        return torch.arange(total, device=device)[-count:]
-    stage = max((stage for stage in state.stages if stage <= index), default=BELOW)
-    return state.columns(stage, total, 1, device)[0, -count:].to(device)
 
 
 def places(listed: Tensor, size: int) -> Tensor:

@@ -27,10 +27,10 @@ from adaptprune.engines.errors import EngineError
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import family_of
 from adaptprune.hooks import prune
+from adaptprune.hooks.held import bias_held, positions_held, shifts_held
 from adaptprune.hooks.seams import attention, calls, parts, parts_of
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.sharing import Encoded
-from adaptprune.hooks.state import positions_held
 from adaptprune.methods import make_pruner
 from adaptprune.prompts.text import Detokenizer, StopText
 from adaptprune.viz import overlay, pictures_seen
@@ -78,7 +78,7 @@ class Batch:
         found = parts_of(model)
         # keeps everything: for requests without pruning, whose visual tokens are reported too
         self._whole = make_pruner("random", keep_ratio=1, layer=family_of(model.config).smallest_layer(model.config))
-        self._decoder = found.decoder
+        self._decoder, self._layers = found.decoder, len(found.layers)
         if attention.backend(found.decoder) == "flex_attention":
             raise AdaptPruneError("flex_attention cannot be batched raggedly: load the model with attention 'sdpa'.")
         self._slots = Slots(model.config, found.sources)
@@ -140,7 +140,12 @@ class Batch:
             job.picture = overlay(job.images, sample, pictures_seen(self.processor, inputs, sample))
         fresh = [self._row(job, index, ids, positions[..., -1:].clone()) for index in range(job.sampling.n)]
         for row in fresh:
-            self._slots.join(cache, partial(positions_held, cache))
+            self._slots.join(
+                cache,
+                partial(positions_held, cache),
+                partial(bias_held, cache),
+                shifts_held(cache, self._layers),
+            )
             self.rows.append(row)
         self.counters.prefills += 1
         usage.prefill_ms = 1000 * (time.perf_counter() - start)

@@ -89,6 +89,10 @@ class Noted:
     def __init__(self) -> None:
         self._made: list[Made] = []
 
+    def clear(self) -> None:
+        """A forward begins."""
+        self._made.clear()
+
     def begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """A module was called."""
         self._made.append(Made(module, args, dict(kwargs)))
