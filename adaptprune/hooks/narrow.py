@@ -150,7 +150,7 @@ def _strange(call: Call, name: str, value: Tensor) -> AdaptPruneError:
 
 def _once(call: Call, layer: int, given: Any, work: Callable[[], Any]) -> Any:
     """Narrow each object once per forward and kind of layer, not once per layer."""
-    key = (call.stage_at(layer), call.window_at(layer), id(given), layer in call.keyless)
+    key = (call.stage_at(layer), call.window_at(layer), call.tail, layer in call.keyless, id(given))
     if key not in call.narrowed:
         call.narrowed[key] = (given, work())  # `given` is kept alive so that its id stays its own
     return call.narrowed[key][1]

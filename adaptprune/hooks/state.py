@@ -227,7 +227,7 @@ class Call:
     stayed: dict[int, list[int]] = field(default_factory=dict)
     scores: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
     merged: dict[int, list[tuple[int, Tensor, Tensor]]] = field(default_factory=dict)
-    narrowed: dict[tuple[int, int | None, int, bool], tuple[Any, Any]] = field(default_factory=dict)
+    narrowed: dict[tuple[Any, ...], tuple[Any, Any]] = field(default_factory=dict)
     selection_seconds: float = 0.0
     unseen: dict[int, int] = field(default_factory=dict)
     keyless: frozenset[int] = frozenset()

@@ -1,6 +1,6 @@
 """One layer of a running batch's KV cache: every row holds a different number of keys.
 
-Rows start at column 0, so that a new token is written in place at its row's end. What lies behind a row's end is masked.
+Rows start at column 0, so that a new token is written in place at its row's end; what lies behind that is masked.
 """
 
 from __future__ import annotations
