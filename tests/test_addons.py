@@ -10,8 +10,13 @@ import torch
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.errors import CannotReselect
+from adaptprune.families import CHECKED
+from adaptprune.hooks import addons, passed, selfcheck
 from adaptprune.hooks.handle import check_suits
+from adaptprune.hooks.seams import parts_of
+from adaptprune.hooks.selfcheck import Failed, Trial
 from adaptprune.testing.oracle import hiding
+from adaptprune.testing.shapes import shape
 from tests.addons import PACKABLE, UNPACKABLE, FirstStage, TwoStages, renumbered, shorter, tiny
 from tests.asking import far
 from tests.families import NO_TEXT, STEPS, equal, first_layer, generate, gone, oracle, specimen, suiting
@@ -211,3 +216,35 @@ def test_positions_of_a_callers_own():
         found = one.model(**options).logits
     with adaptprune.prune(one.model, "random", layer=2, keep_ratio=0.3):
         equal(found, one.model(**options).logits)
+
+
+# -- models of other types ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _forgetful(tmp_path, monkeypatch):
+    monkeypatch.setenv(passed.HOME, str(tmp_path))
+    monkeypatch.setattr(passed, "_here", set())
+
+
+@pytest.mark.usefixtures("_forgetful")
+@pytest.mark.parametrize("name", ["llava", "lfm2_vl", "kimi_k25", "granite4_vision", "paligemma"])
+@torch.no_grad()
+def test_the_check_of_untested_models_tries_it(name, monkeypatch):
+    """Tested ones pass; one whose embeddings are not packed after all does not."""
+    found, stages = parts_of(specimen(name).model), (first_layer(name),)
+    assert selfcheck.run(Trial(found, stages, packed=True)) < 1e-4
+    monkeypatch.setattr(addons, "_again", lambda handed, shift, noted: handed)
+    with pytest.raises(Failed, match="packed positions"):
+        selfcheck.run(Trial(found, stages, packed=True))
+    selfcheck.run(Trial(found, stages))
+    assert passed.key(found, stages, True) != passed.key(found, stages)
+
+
+@pytest.mark.usefixtures("_forgetful")
+@torch.no_grad()
+def test_a_model_of_another_type_is_packed_once_it_passed():
+    one = shape(next(name for name in ("fuyu", "pp_chart2table") if name in CHECKED))
+    with adaptprune.prune(one.model, "random", keep_ratio=0.3, layer=2, positions="packed") as report:
+        one.model(**one.inputs)
+    assert report.tier == "checked"

@@ -43,7 +43,7 @@ FORMATS = {
     "models/tokens.py": {"chat_template", "image_processor"},
     "models/processors.py": {"image_processor"},
     "bench.py": {"image_token_index", "max_position_embeddings"},
-    "engines/batch/slots.py": {"get_seq_length", "get_mask_sizes"},  # a layer of a cache has to answer to these
+    "engines/batch/layer.py": {"get_seq_length", "get_mask_sizes"},  # a layer of a cache has to answer to these
 }
 #: What may be imported from transformers elsewhere: its front door, and what it says about the installation.
 PUBLIC = {"transformers", "transformers.utils"}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from adaptprune.engines.batch import slots
+from adaptprune.engines.batch import layer
 from adaptprune.engines.batch.ask import Question, ask_all
 from adaptprune.engines.batch.engine import Engine
 from adaptprune.engines.batch.limits import EngineLimits
@@ -38,7 +38,7 @@ def test_a_row_that_cannot_join(engine, monkeypatch, allowed):
     one, running = engine
     expected, _ = ask_all(running, asked(one))
     left = [allowed]
-    grown = slots._grown
+    grown = layer._grown
 
     def failing(old, rows, columns, used):
         if used == 1 and left:
@@ -48,7 +48,7 @@ def test_a_row_that_cannot_join(engine, monkeypatch, allowed):
                 raise RuntimeError("not enough memory: you tried to allocate too much")
         return grown(old, rows, columns, used)
 
-    monkeypatch.setattr(slots, "_grown", failing)
+    monkeypatch.setattr(layer, "_grown", failing)
     found, _ = ask_all(running, asked(one))
     assert not left
     failed = [place for place, answer in enumerate(found) if isinstance(answer, EngineError)]

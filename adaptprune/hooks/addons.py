@@ -20,7 +20,6 @@ from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import rotary as seam
 from adaptprune.hooks.seams.calls import POSITIONS, ROTARY
 from adaptprune.hooks.seams.layers import chooses
-from adaptprune.hooks.seams.parts import text_config
 from adaptprune.hooks.seams.rotary import Noted
 from adaptprune.hooks.state import Call
 from adaptprune.pruner import Pruner
@@ -57,7 +56,7 @@ def check_added(backend: str) -> None:
 def _unpackable(found: Parts, first: int) -> str | None:
     """Why tokens that are left from a layer on cannot be numbered anew; None if they can."""
     behind = [number for number in range(first, len(found.layers)) if number not in found.keyless]
-    memories = kv.layers_of(kv.new_cache(text_config(found.model.config)))
+    memories = kv.layers_of(kv.new_cache(found.decoder.config))
     for number in behind:
         source = found.sources.get(number, number)
         width = kv.width(memories[source]) if source < len(memories) else None

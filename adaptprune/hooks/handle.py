@@ -193,7 +193,8 @@ class PruneHandle:
             return "unchecked"
         from adaptprune.hooks import selfcheck
 
-        selfcheck.ensure(selfcheck.Trial(self._parts, self._selector.stages))
+        trial = selfcheck.Trial(self._parts, self._selector.stages, self.pruner.positions == "packed")
+        selfcheck.ensure(trial)
         return "checked"
 
     def _install(self, forwards: Forwards, running: Running) -> None:

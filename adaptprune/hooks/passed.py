@@ -1,7 +1,8 @@
 """Which kinds of model have passed the self-check, on this machine: in memory, and on disk.
 
-A result holds for the versions, the model's config, the attention backend, the layers before which tokens leave, and
-the code: the source of its classes, and what else was put on its decoder and layers. Not for weights or a dtype.
+A result holds for the versions, the model's config, the attention backend, the layers before which tokens leave,
+whether positions are packed behind them, and the code: the source of its classes, and what else was put on its decoder
+and layers. Not for weights or a dtype.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ HOME = "ADAPTPRUNE_CACHE"
 _here: set[str] = set()
 
 
-def key(found: Parts, stages: tuple[int, ...]) -> str:
+def key(found: Parts, stages: tuple[int, ...], packed: bool = False) -> str:
     """What a result holds for, as 64 letters."""
     whole: Any = found.model.config
     config = {name: value for name, value in whole.to_dict().items() if name != "_name_or_path"}
@@ -39,7 +40,7 @@ def key(found: Parts, stages: tuple[int, ...]) -> str:
         installed(),
         torch.__version__,
         attention.backend(found.decoder),
-        list(stages),
+        [*stages, packed],
         json.dumps(config, sort_keys=True, default=str),
         sorted({_code(type(module)) for module in modules}),  # type: ignore[arg-type]
         sorted({each for module in modules for each in _added(module)}),

@@ -62,10 +62,13 @@ class Trial:
     ----------
     found : Parts
     stages : tuple of int
+    packed : bool
+        Whether positions are packed behind them.
     """
 
     found: Parts
     stages: tuple[int, ...]
+    packed: bool = False
 
     @cached_property
     def words(self) -> int:
@@ -104,7 +107,7 @@ class Trial:
         return _apart(padded[:, -self.words :], alone)
 
     @contextlib.contextmanager
-    def pruning(self, layouts: list[Layout]) -> Iterator[list[int]]:
+    def pruning(self, layouts: list[Layout], positions: str = "original") -> Iterator[list[int]]:
         """A context in which the tokens of `layouts`, one per row, leave at the first stage; gives the stages seen."""
         seen: list[int] = []
 
@@ -124,7 +127,7 @@ class Trial:
         class Handle(PruneHandle):
             selecting, telling = All, Leaving
 
-        with Handle(self.found.model, make_pruner("random", layer=self.stages[0]), check=False):
+        with Handle(self.found.model, make_pruner("random", layer=self.stages[0], positions=positions), check=False):
             yield seen
         if not seen:
             raise Failed("no token left: the hooks did not run")
@@ -138,7 +141,7 @@ def ensure(trial: Trial) -> None:
     AdaptPruneError
         It did not pass; the message says what was found and what can be done.
     """
-    key = passed.key(trial.found, trial.stages)
+    key = passed.key(trial.found, trial.stages, trial.packed)
     if passed.knows(key):
         return
     try:
@@ -167,7 +170,7 @@ def _refusal(trial: Trial, what: str) -> AdaptPruneError:
 
 def run(trial: Trial) -> float:
     """All checks; the largest deviation of logits, as a fraction of their spread. Raises `Failed`."""
-    found = [_padded(trial), _unmasked(trial)]
+    found = [_padded(trial), _unmasked(trial), *([_packed(trial)] if trial.packed else [])]
     return max(found if trial.found.keyless else [*found, _gapped(trial)])
 
 
@@ -246,6 +249,22 @@ def _unmasked(trial: Trial) -> float:
                 raise
     _check_causal(trial, ids, found[0])
     return worst
+
+
+def _packed(trial: Trial) -> float:
+    model, layer, count = trial.found.model, trial.stages[0], trial.words
+    words = _words(trial, count, 2)[None]
+    ids = torch.cat([words[:, :HEAD], _words(trial, JUNK, 3)[None], words[:, HEAD:]], dim=1)
+    states: list[Tensor] = []
+    with (
+        trial.pruning([_leaving(HEAD, JUNK, ids.device)], "packed"),
+        _before(trial, layer, lambda hidden: states.append(hidden.clone())),
+    ):
+        found = _two(model, ids, 0, _cache(trial))
+    with _before(trial, layer, lambda hidden: states.pop(0)):
+        expected = _two(model, words, 0, _cache(trial))
+    apart = _compare(trial, found[0][:, -count:], expected[0], "a prompt of packed positions")
+    return max(apart, _compare(trial, found[1], expected[1], "the word after a prompt of packed positions"))
 
 
 def _two(model: nn.Module, ids: Tensor, offset: int, cache: dict[str, Any]) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,10 @@ class SlotLayer(kv.CacheLayerMixin):
                 self.places[row, :length] = self.places[last, :length]
             self.lengths[row] = length
         self._biases[row] = self._biases[last]
-        self._weigh(self._biases[:last])
+        self._biases.pop()
+        if self.bias is not None:
+            self.bias[row] = self.bias[last]
+            self.bias = self.bias[:last] if any(bias is not None for bias in self._biases) else None
         self.lengths.pop()
         self._ends = None
         if not self.lengths:  # an idle server holds no buffer
