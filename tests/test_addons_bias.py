@@ -28,13 +28,13 @@ def check_family(name, attention):
     one, layer = specimen(name, attention), first_layer(name)
     inputs = one.inputs(1, 2, 0)
     with adding(one, **suiting(name, "fastv")) as report:
-        words, logits = generate(one, inputs)
+        words, logits = generate(one, inputs, 3)
     hidden, biases = gone(one, inputs, report), even(report)
     assert biases[2] == {}
     with oracle(one, inputs, layer, hidden), biased(one, layer, biases):
-        full, expected = generate(one, inputs)
+        full, expected = generate(one, inputs, 3)
     with oracle(one, inputs, layer, hidden):
-        plain = generate(one, inputs)[1]
+        plain = generate(one, inputs, 3)[1]
     equal(logits, expected)
     assert torch.equal(words, full)
     assert far(logits[:2], plain[:2])
