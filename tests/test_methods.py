@@ -11,6 +11,7 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
+from adaptprune.cues import TowerLayer
 from adaptprune.methods.adaptprune import centre_weight
 from adaptprune.methods.grid import apportion, lattice
 from adaptprune.methods.pool import cells
@@ -22,11 +23,19 @@ def tokens(rows=6, columns=6, grids=1, heads=3, width=8, seed=0) -> VisualTokens
     generator = torch.Generator().manual_seed(seed)
     coords = torch.cartesian_prod(torch.arange(grids), torch.arange(rows), torch.arange(columns))
     count = len(coords)
+    hidden = torch.randn(count, width, generator=generator)
+    attention = torch.rand(heads, count, generator=generator) / count
+    keys = torch.randn(count, 2, generator=generator)  # two dimensions: many near-parallel keys
     return VisualTokens(
-        hidden=torch.randn(count, width, generator=generator),
+        hidden=hidden,
         coords=coords,
-        attention=torch.rand(heads, count, generator=generator) / count,
-        keys=torch.randn(count, 2, generator=generator),  # two dimensions: many near-parallel keys
+        attention=attention,
+        keys=keys,
+        features=torch.randn(count, width, generator=generator),
+        text=torch.randn(4, width, generator=generator),
+        tower={-2: TowerLayer(attention, keys.expand(heads, count, 2))},
+        projector_input=hidden[:, None],
+        project=lambda patches: patches.flatten(1).tanh(),
     )
 
 
@@ -103,13 +112,17 @@ def test_every_method_keeps_exactly_what_is_asked(method, grids):
 
 @pytest.mark.parametrize("method", adaptprune.list_methods())
 def test_specs_and_options(method):
+    assert make_pruner(method).summary
+    if "layer" not in [field.name for field in dataclasses.fields(make_pruner(method)) if field.init]:
+        assert len(make_pruner(method).stages(32)) > 1
+        assert make_pruner(make_pruner(method, keep_ratio=0.25).spec()) == make_pruner(method, keep_ratio=0.25)
+        return
     pruner = make_pruner(f"{method}:keep_ratio=0.25,layer=3")
     assert (pruner.keep_ratio, pruner.layer) == (0.25, 3)
     assert make_pruner(pruner.spec()) == pruner
     assert make_pruner(pruner, layer=4) == make_pruner(method, keep_ratio=0.25, layer=4)
     assert pruner.stages(32) == (3,)
     assert pruner.counts(100, 32) == {3: 25}
-    assert pruner.summary
     with pytest.raises(dataclasses.FrozenInstanceError):
         pruner.keep_ratio = 0.9
     with pytest.raises(AdaptPruneError, match="layer='two' is not allowed"):
