@@ -11,44 +11,20 @@ import torch
 
 import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
-from adaptprune.cues import TowerLayer
 from adaptprune.methods import METHODS
 from adaptprune.methods.adaptprune import centre_weight
 from adaptprune.methods.grid import apportion, lattice
 from adaptprune.methods.pool import cells
 from adaptprune.pruner import budget
+from tests.oracles.cues import everything
 from tests.oracles.nms import greedy
 
 
 def tokens(rows=6, columns=6, grids=1, heads=3, width=8, seed=0) -> VisualTokens:
-    generator = torch.Generator().manual_seed(seed)
-    coords = torch.cartesian_prod(torch.arange(grids), torch.arange(rows), torch.arange(columns))
-    count = len(coords)
-    return VisualTokens(
-        hidden=torch.randn(count, width, generator=generator),
-        coords=coords,
-        attention=torch.rand(heads, count, generator=generator) / count,
-        keys=torch.randn(count, 2, generator=generator),  # two dimensions: many near-parallel keys
-        **cues(count, heads, width, generator),
-    )
-
-
-def cues(count: int, heads: int, width: int, generator: torch.Generator, words: int = 4) -> dict:
-    """What else rules may look at."""
-    per_token = ("rotated_keys", "previous_hidden", "final", "features")
-    per_word = ("text_rotated_keys", "text_hidden", "text_final", "text")
-    return {
-        **{name: torch.randn(count, width, generator=generator) for name in per_token},
-        **{name: torch.randn(words, width, generator=generator) for name in per_word},
-        "rows": torch.rand(heads, words, count, generator=generator) / count,
-        "next_attention": torch.rand(heads, count, generator=generator) / count,
-        "tower": {
-            -2: TowerLayer(
-                torch.rand(heads, count, generator=generator) / count,
-                torch.randn(heads, count, width, generator=generator),
-            )
-        },
-    }
+    """Every cue; keys of two dimensions, so that many are nearly parallel."""
+    made = everything(rows, columns, grids, heads, width, seed=seed)
+    keys = torch.randn(len(made), 2, generator=torch.Generator().manual_seed(seed))
+    return dataclasses.replace(made, keys=keys)
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(6, 6), (4, 9), (1, 5), (1, 1)])

@@ -1,4 +1,4 @@
-"""EADP: cover the picture, weighted by the text tokens that point somewhere (Entropy-Aware Dense Pruning, ECCV 2026)."""
+"""EADP: cover the picture, weighted by the text tokens that point somewhere (ECCV 2026)."""
 
 from __future__ import annotations
 

@@ -143,7 +143,7 @@ def facility_location(
     shifted: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """Keep, one by one, the token that covers best what is not covered: ``argmax r_i^alpha sum_j w_j max(0, S_ij - b_j)``.
+    """Keep, one by one, what covers best what is not covered: ``argmax r_i^alpha sum_j w_j max(0, S_ij - b_j)``.
 
     b_j is the highest similarity of token j to a kept one, 0 at first, so that negative similarities never count. Kept
     tokens need no cover.
@@ -197,9 +197,9 @@ def balanced(
 ) -> Tensor:
     """Keep, one by one, the highest sum of relevance, diversity and coverage: ``r_i + diversity d_i + coverage c_i``.
 
-    d_i is ``1 - max_s cos_is`` over the kept tokens s, and c_i ``sum_j max(0, cos_ij - max_s cos_js)`` over the tokens j
-    that are not kept (facility location). d and c are divided by their means over the tokens that are not kept, r by its
-    mean over all; a mean of 0 leaves zeros. The first token is that of the highest relevance.
+    d_i is ``1 - max_s cos_is`` over the kept tokens s, and c_i ``sum_j max(0, cos_ij - max_s cos_js)`` over the tokens
+    j that are not kept (facility location). d and c are divided by their means over the tokens that are not kept, r by
+    its mean over all; a mean of 0 leaves zeros. The first token is that of the highest relevance.
 
     Parameters
     ----------

@@ -94,6 +94,6 @@ def adaptive_nms(
     numbers = (float(distance_limit), float(distance_sigma), float(similarity_sigma))
     kept = []
     for row in range(len(score)):
-        norm = checknorms(torch.from_numpy(norms(key[row]))).numpy()
+        norm = check_norms(torch.from_numpy(norms(key[row]))).numpy()
         kept.append(np.sort(_greedy(score[row], key[row], norm, place[row], num_keep, *numbers)))
     return torch.from_numpy(np.stack(kept)).to(scores.device)

@@ -44,10 +44,10 @@ def _greedy(rows, dense, scale, whole, num_keep):  # type: ignore[no-untyped-def
     taken = np.zeros(size, np.bool_)
     left = np.where(whole > 0.0, whole, -np.inf)
     for count in range(num_keep):
-        top = np.argmax(left)
+        top = int(np.argmax(left))
         for _ in range(TRIES):  # a good first candidate spares the others much work
             _update(top, -np.inf, count, picks, rows, dense, scale, whole, left, seen, columns)
-            other = np.argmax(left)
+            other = int(np.argmax(left))
             if left[other] == left[top]:
                 break
             top = other

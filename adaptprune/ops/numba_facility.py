@@ -8,6 +8,8 @@ asked too often (many tokens exactly alike) get all similarities in float64.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -57,10 +59,10 @@ def _renew(i, count, alike, weight, best, slack, gain_scale, high, seen):  # typ
 def _leaders(count, alike, weight, best, slack, gain_scale, room, high, seen, gain):  # type: ignore[no-untyped-def]
     """Mark, in `gain`, the tokens that may have the highest gain by its lower bound; the others' is -inf."""
     size = high.shape[0]
-    top = np.argmax(high)
+    top = int(np.argmax(high))
     for _ in range(TRIES):  # a good first candidate spares the others much work
         _renew(top, count, alike, weight, best, slack, gain_scale, high, seen)
-        other = np.argmax(high)
+        other = int(np.argmax(high))
         if high[other] == high[top]:
             break
         top = other
@@ -98,7 +100,7 @@ def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, pa
                     patience -= work
                     if patience < 0:
                         return picks[:0]
-        top = np.argmax(gain)
+        top = int(np.argmax(gain))
         for i in range(size):
             if gain[i] > -np.inf and gain[i] >= gain[top] - TIE * (room[i] + room[top]):
                 top = i
@@ -113,8 +115,8 @@ def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, pa
     return picks
 
 
-def _similarities(unit: NDArray[np.float32], shifted: bool) -> NDArray[np.float32]:
-    alike: NDArray[np.float32] = unit @ unit.T
+def _similarities(unit: NDArray[Any], shifted: bool) -> NDArray[Any]:
+    alike: NDArray[Any] = unit @ unit.T
     if shifted:
         alike *= 0.5
         alike += 0.5
@@ -149,7 +151,7 @@ def _balance(cosine, relevance, num_keep, diversity, coverage):  # type: ignore[
     near, cover, value = np.full(size, -np.inf), np.zeros(size), relevance.copy()
     room = relevance.copy()
     for count in range(num_keep):
-        top = np.argmax(value)
+        top = int(np.argmax(value))
         for i in range(size):
             if free[i] and value[i] >= value[top] - TIE * (room[i] + room[top]):
                 top = i

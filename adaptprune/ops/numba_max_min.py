@@ -47,10 +47,10 @@ def _greedy(rows, scale, quality, first, num_keep):  # type: ignore[no-untyped-d
     value[first] = -np.inf
     seen[first] = num_keep
     for count in range(1, num_keep):
-        top = np.argmax(value)
+        top = int(np.argmax(value))
         for _ in range(TRIES):  # a good first candidate spares the others much work
             _update(top, -np.inf, count, picks, rows, scale, quality, near, value, seen)
-            other = np.argmax(value)
+            other = int(np.argmax(value))
             if value[other] == value[top]:
                 break
             top = other
@@ -139,9 +139,7 @@ def max_min(features: Tensor, quality: Tensor, num_keep: int, seed: str) -> Tens
         norm = norms(rows)
         finite("features", torch.from_numpy(norm))
         scale = inverse(norm)
-        if seed == "farthest":
-            first = _seed(rows, scale, norm)
-        else:
-            first = int((q >= q.max() - TIE * (q + q.max())).argmax())
+        best = q.max()
+        first = _seed(rows, scale, norm) if seed == "farthest" else int((q >= best - TIE * (q + best)).argmax())
         kept.append(_greedy(rows, scale, q, first, num_keep))
     return torch.from_numpy(np.stack(kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -68,4 +69,4 @@ def cosine_slack(width: int) -> float:
     Rounding errors of a sum of n terms add up like sqrt(n); this allows several times that, and at least what rounding
     the rows themselves costs.
     """
-    return 4.0 * 2.0**-24 * (2.0 + width**0.5)
+    return 4.0 * 2.0**-24 * (2.0 + math.sqrt(width))
