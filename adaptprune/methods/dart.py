@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
-from adaptprune.ops.vectors import directions
+from adaptprune.ops.vectors import cosines
 from adaptprune.pruner import Pruner, highest
 
 
@@ -57,11 +57,10 @@ class DART(Pruner):
         taken = torch.zeros(len(tokens), dtype=torch.bool, device=tokens.final.device)
         taken[visual] = True
         missing = num_keep - len(visual)
-        pivots = directions(torch.cat([tokens.final[visual], tokens.text_final[words]]))
-        alike = pivots @ directions(tokens.final).T  # (pivots, N)
-        share, over = divmod(missing, len(pivots))
+        alike = cosines(torch.cat([tokens.final[visual], tokens.text_final[words]]), tokens.final)
+        share, over = divmod(missing, len(alike))
         for number, cosine in enumerate(alike):
-            count = share + (over if number == len(pivots) - 1 else 0)
+            count = share + (over if number == len(alike) - 1 else 0)
             taken[highest(-cosine.masked_fill(taken, torch.inf), count)] = True
         return taken.nonzero()[:, 0]
 

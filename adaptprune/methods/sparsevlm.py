@@ -122,14 +122,15 @@ class SparseVLM(Staged):
         return _Split(order[:best], candidates, *density_peaks(tokens.hidden[candidates], clusters))
 
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
-        open_ = torch.ones(len(tokens), dtype=torch.bool, device=keep.device)
-        if self.coordinate_tokens:
-            open_[coordinate_tokens(tokens, self.coordinate_tokens).to(keep.device)] = False
-        free = open_.nonzero()[:, 0]
-        split = self._split(tokens.subset(free), int(open_[keep].sum()))
         states = tokens.hidden[keep]
+        free, seen = torch.arange(len(tokens), device=keep.device), tokens
+        if self.coordinate_tokens:  # as `choose` did
+            always = coordinate_tokens(tokens, self.coordinate_tokens).to(keep.device)
+            free = free[torch.isin(free, always, invert=True)]
+            seen = tokens.subset(free)
+        split = self._split(seen, len(keep) - (len(tokens) - len(seen)))
         if split.centres.numel():
-            among = tokens.hidden[free[split.candidates]].double()
+            among = seen.hidden[split.candidates].double()
             sums = among.new_zeros(split.centres.numel(), among.shape[1]).index_add_(0, split.member, among)
             means = sums / split.member.bincount()[:, None]
             states[torch.searchsorted(keep, free[split.candidates[split.centres]])] = means.to(states.dtype)

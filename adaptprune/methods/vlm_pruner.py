@@ -68,8 +68,9 @@ class VLMPruner(Pruner):
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         assert tokens.rotated_keys is not None
-        hidden = tokens.hidden.double()
-        varied = highest(hidden.var(dim=0, correction=0), self.channels)
+        hidden = tokens.hidden
+        wide = hidden.double()
+        varied = highest((wide - wide.mean(dim=0)).square().mean(dim=0), self.channels)
         unit, places = directions(hidden[:, varied]), _places(tokens.coords)
         new = farthest(tokens.rotated_keys.double(), min(self.pivots, num_keep))
         kept = torch.zeros(len(tokens), dtype=torch.bool, device=hidden.device)
@@ -111,5 +112,6 @@ def _places(coords: Tensor) -> Tensor:
 
 def _apart(places: Tensor, grids: Tensor, some: Tensor) -> Tensor:
     """Distances from every token to some, (N, n)."""
-    distance = (places[:, None] - places[some][None]).norm(dim=2)
+    rows, columns = (axis[:, None] - axis[some] for axis in places.T)
+    distance = torch.hypot(rows, columns)
     return distance.masked_fill(grids[:, None] != grids[some][None], DIAGONAL)

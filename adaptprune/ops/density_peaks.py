@@ -54,8 +54,7 @@ def density_peaks(points: Tensor, count: int, neighbours: int = 5) -> tuple[Tens
 
 def _distances(points: Tensor) -> Tensor:
     """Euclidean distances between all points, (R, R) in float64."""
-    moved = points.double()
-    moved = moved - moved.mean(dim=0)  # the matrix product then loses the least
-    squared = moved.square().sum(dim=1)
-    between = (squared[:, None] + squared[None, :] - 2 * (moved @ moved.T)).clamp_min(0)
-    return between.fill_diagonal_(0).sqrt()
+    wide = points.double()
+    product = wide @ wide.T
+    squared = product.diagonal()
+    return (squared[:, None] + squared[None, :] - 2 * product).clamp_min(0).fill_diagonal_(0).sqrt()

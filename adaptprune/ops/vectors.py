@@ -11,3 +11,11 @@ def directions(vectors: Tensor) -> Tensor:
     length = wide.norm(dim=-1, keepdim=True)
     unit: Tensor = wide / length.masked_fill(length == 0, 1)
     return unit
+
+
+def cosines(some: Tensor, all_: Tensor) -> Tensor:
+    """Cosines of n vectors, (n, D), with N, (N, D): (n, N) in float64; 0 where a vector has length 0."""
+    wide = all_.double()
+    length = wide.norm(dim=1)
+    cosine: Tensor = directions(some) @ wide.T / length.masked_fill(length == 0, 1)
+    return cosine
