@@ -1,0 +1,372 @@
+"""Rules before the decoder, and for video, equal oracles that were written from their definitions alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import adaptprune
+from adaptprune import AdaptPruneError, VisualTokens, make_pruner
+from adaptprune.cues import TowerLayer
+from tests.oracles import encoder_merges as merges
+from tests.oracles import encoder_picks as picks
+from tests.oracles import video
+from tests.oracles.visual import filled, without_class
+
+#: Rows, columns, grids: N from 1 to 60.
+SHAPES = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 5, 1), (3, 3, 1), (3, 4, 1), (2, 3, 2), (3, 5, 3), (6, 8, 1), (6, 10, 1)]
+
+
+def rule(name: str, **options):
+    if name not in adaptprune.list_methods():
+        pytest.skip(f"{name} is not here yet")
+    return make_pruner(name, **options)
+
+
+def cases(shapes=SHAPES, seeds=2):
+    """Tokens, and how many to keep: every number for few tokens, else some from both ends and between."""
+    for rows, columns, grids in shapes:
+        for seed in range(seeds):
+            tokens = filled(rows, columns, grids, text=1 + 2 * seed, seed=100 * seed + rows * columns)
+            count = len(tokens)
+            for keep in sorted(
+                {*range(1, min(count, 8) + 1), count // 3, count // 2, 4 * count // 5, count - 1, count}
+            ):
+                if keep:
+                    yield tokens, keep
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.double().numpy()
+
+
+def same(name: str, tokens: VisualTokens, keep: int, expected: list[int], **options) -> torch.Tensor:
+    kept = rule(name, **options).select(tokens, keep)
+    assert kept.tolist() == expected, f"{name} {options}: {keep} of {len(tokens)}"
+    return kept
+
+
+def same_states(name: str, tokens: VisualTokens, keep: int, expected: merges.Merged, **options) -> torch.Tensor:
+    kept = same(name, tokens, keep, expected[0], **options)
+    states = rule(name, **options).merge(tokens, kept)
+    assert states.dtype == tokens.hidden.dtype
+    np.testing.assert_allclose(array(states), expected[1], atol=1e-5, rtol=1e-5)
+    return kept
+
+
+# -- the oracles themselves, on cases that were worked out by hand -----------------------------------------------------
+
+
+def test_shares_by_hand():
+    assert picks.shares(10, [1, 1, 1], [10, 10, 10]) == [4, 3, 3]
+    assert picks.shares(10, [8, 1, 1], [4, 10, 10]) == [4, 3, 3]  # 8/1/1, four of which find no room: 2 and 2
+    assert picks.shares(5, [1, 0], [2, 9]) == [2, 3]  # with nothing to go by, as many to each
+    assert picks.shares(0, [1, 2], [3, 3]) == [0, 0]
+
+
+def test_visionzip_by_hand():
+    attention = np.array([[0.4, 0.1, 0.3, 0.05, 0.15]])
+    keys = np.array([[[9, 9], [1, 0], [9, 8], [0, 1], [1, 0.1]]])
+    hidden = np.array([[1.0], [10.0], [100.0], [1000.0], [10000.0]])
+    # 4 kept, a quarter of them contextual: 3 dominant (0, 2, 4); of the rest (1, 3) 1 is the target, 3 goes to it
+    slots, states = merges.visionzip(attention, keys, hidden, 4, contextual=0.25)
+    assert slots == [0, 1, 2, 4]
+    assert states.ravel().tolist() == [1, 100, 10000, 1010]
+    # with the class token 2 patches (0, 2); target 1, to which 3 and 4 go: 10 + 5500; 4 lends its place
+    slots, states = merges.visionzip(attention, keys, hidden, 4, class_state=np.array([-1.0]), contextual=0.25)
+    assert slots == [0, 1, 2, 4]
+    assert states.ravel().tolist() == [-1, 1, 100, 5510]
+
+
+def test_vispruner_by_hand():
+    attention = np.array([[0.5, 0.3, 0.1, 0.06, 0.04]])
+    features = np.array([[1, 0], [1, 0], [0, 1], [1, 1], [1, 0.0]])
+    # 2 of attention (0, 1), then of 2, 3, 4: a = 2, 4, b = 3: both 0.707, so that the earlier goes
+    assert picks.vispruner(attention, features, 4) == [0, 1, 3, 4]
+    # 1 of attention, then of 1, 2, 3, 4: a = 1, 3 (1 and 0.707), b = 2, 4
+    assert picks.vispruner(attention, features, 3) == [0, 2, 4]
+    assert picks.vispruner(attention, features, 2) == [0, 4]  # and of 2, 4 the first
+    assert picks.vispruner(attention, features, 4, important=0.25) == [0, 2, 3, 4]
+
+
+def test_prumerge_by_hand():
+    keys = np.array([[[0.0], [0.0], [0.0], [0.0], [math.log(6)]]])
+    hidden = np.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    # attention is 0.1 but for the last, 0.6; everything else is dropped, and 0 lends its place
+    slots, states = merges.prumerge(np.array([[1.0]]), keys, hidden, 3, neighbours=2)
+    assert slots == [0, 4]
+    np.testing.assert_allclose(states.ravel(), [1.0, 5.3])
+    # one outlier in 5: step 5, every position but one in the way: 0, 1, 2, 3 by int(5 / 3) = 1; 3 of them within 4
+    slots, _ = merges.prumerge(np.array([[1.0]]), keys, hidden, 4, plus=True)
+    assert slots == [0, 1, 2, 4]
+    assert merges.quantile([4, 1, 3, 2], 0.75) == 3.25 == np.quantile([1, 2, 3, 4], 0.75)
+
+
+def test_tome_by_hand():
+    features = np.array([[1, 0], [1, 0.1], [0, 1], [0, 2.0], [-1, 0]])
+    hidden = np.array([[1.0], [2.0], [3.0], [4.0], [5.0]])
+    kept, states, sizes = merges.tome(features, hidden, 4)  # 2 is 3's double
+    assert (kept, states.ravel().tolist(), sizes) == ([0, 1, 3, 4], [1, 2, 3.5, 5], [1, 1, 2, 1])
+    kept, states, sizes = merges.tome(features, hidden, 1)
+    assert sizes == [5.0]
+    np.testing.assert_allclose(states, [[3.0]])
+
+
+def test_hawk_by_hand():
+    affinity = np.array([[[3.0, 0.0, 4.0], [3.0, 0.0, 4.0]], [[0.0, 100.0, 0.0], [0.0, 0.0, 0.0]]])
+    np.testing.assert_allclose(picks.hawk_score(affinity), [0.6, 1.0, 0.8])
+    assert picks.hawk(affinity, 2) == [1, 2]
+    assert picks.hawk(affinity, 1, weights=(2.0, 1.0)) == [2]
+
+
+def test_nuwa_by_hand():
+    coords = filled(2, 4).coords.numpy()
+    attention = np.array([[0.9, 0.8, 0.1, 0.2, 0.7, 0.6, 0.3, 0.4]])
+    assert picks.nuwa(attention, coords, 2) == [0, 7]
+    assert picks.nuwa(attention, coords, 1) == [0]
+    assert picks.nuwa(attention, coords, 4) == [0, 1, 4, 7]
+
+
+def test_holov_by_hand():
+    attention = np.array([[0.3, 0.2, 0.15, 0.15]])  # means of crops of two: 0.25 and 0.15
+    assert picks.holov(attention, np.eye(4), 2, crops=2) == [0, 2]  # 1.25 and 0.75
+    attention = np.array([[0.4, 0.5, 0.06, 0.05]])
+    assert picks.holov(attention, np.eye(4), 1, crops=2) == [1]
+    assert picks.holov(attention, np.eye(4), 3, crops=2) == [0, 1, 2]  # 2.67 and 0.33: the third finds no room
+    for runs in picks.RUNS:
+        for count in range(1, 40):
+            for crops in range(1, count + 1):
+                parts = runs(count, crops)
+                assert [i for part in parts for i in part] == list(range(count))
+                assert len(parts) == crops or (count % crops and runs is picks.runs_chunked)
+                assert count % crops or {len(part) for part in parts} == {count // crops}
+
+
+def test_hired_by_hand():
+    view = [(0, r, c) for r in range(2) for c in range(4)]
+    mosaic = [(1, r, c) for r in range(4) for c in range(4)]
+    coords = np.array(view + mosaic)
+    late = np.array([[*np.linspace(0.8, 0.1, 8), *np.linspace(0.1, 1.6, 16)]])
+    early = np.zeros((1, 24))
+    early[0, [2, 7]] = 1, 0.5  # the upper right quarter, and the lower right one
+    kept = picks.hired(late, early, coords, 8, marks=0.25)
+    assert kept == [0, 1, 2, 3, 8 + 6, 8 + 7, 8 + 14, 8 + 15]
+    # as four stripes of the sequence: rows of half a cell's height are none; two stripes of a view of two rows are rows
+    tiles = np.array([*view, *((1 + t, r, c) for t in range(2) for r in range(2) for c in range(4))])
+    kept = picks.hired(late, early, tiles, 8, marks=0.25, tiles=(1, 2), stripes="reference")
+    assert kept == [0, 1, 2, 3, 8 + 6, 8 + 7, 8 + 14, 8 + 15]
+    kept = picks.hired(late, early, tiles, 8, marks=0.25, tiles=(1, 2))
+    assert kept == [0, 1, 2, 3, 20, 21, 22, 23]  # both marks in the right half
+
+
+def test_evs_by_hand():
+    coords = filled(1, 2, 3).coords.numpy()
+    features = np.array([[1, 0], [0, 1], [1, 0], [1, 1], [0, 1], [1, 1.0]])
+    assert video.evs(features, coords, 1) == [0]
+    assert video.evs(features, coords, 3) == [0, 1, 4]
+    assert video.evs(features, coords, 4) == [0, 1, 3, 4]
+
+
+def test_vidcom2_by_hand():
+    coords = filled(1, 3, 1).coords.numpy()
+    features = np.array([[0, 50.0], [0, -20.0], [3, -30.0]])  # the second channel varies more; the centre is 1
+    assert video.vidcom2(features, coords, 1) == [2]
+    assert video.vidcom2(features, coords, 2) == [0, 2]
+    two = filled(1, 2, 2).coords.numpy()
+    features = np.array([[0, 9.0], [0.1, -9.0], [0, 20.0], [5, -20.0]])  # the second frame has what is rare
+    assert video.vidcom2(features, two, 3) == [0, 2, 3]  # 0.75 and 2.25; 1 is nearer the centre of all
+
+
+# -- the rules --------------------------------------------------------------------------------------------------------
+
+
+def test_visionzip():
+    for tokens, keep in cases():
+        layer = tokens.tower[-2]
+        seen = array(layer.attention), array(layer.keys), array(tokens.hidden), keep
+        state = array(tokens.class_state)
+        same_states("visionzip", tokens, keep, merges.visionzip(*seen, class_state=state))
+        same_states("visionzip", without_class(tokens), keep, merges.visionzip(*seen))
+        same_states("visionzip", tokens, keep, merges.visionzip(*seen), class_token=False)
+        expected = merges.visionzip(*seen, class_state=state, contextual=0.4)
+        same_states("visionzip", tokens, keep, expected, contextual=0.4)
+
+
+def test_visionzip_splits_as_published():
+    """192 = 162 + 30, 128 = 108 + 20, 64 = 54 + 10: the class token and patches, then contextual tokens."""
+    tokens = filled(24, 24)
+    pruner = rule("visionzip")
+    for keep, contextual in ((192, 30), (128, 20), (64, 10)):
+        kept = pruner.select(tokens, keep)
+        states = pruner.merge(tokens, kept)
+        own = {tuple(state) for state in tokens.hidden.tolist()}
+        untouched = [tuple(state) in own for state in states.tolist()]
+        assert untouched == [False] + [True] * (keep - contextual - 1) + [False] * contextual
+        assert torch.equal(states[0], tokens.class_state)
+
+
+def test_fastervlm():
+    for tokens, keep in cases():
+        expected = picks.fastervlm(array(tokens.tower[-2].attention), keep)
+        same("fastervlm", tokens, keep, expected)
+        same("fastervlm", without_class(tokens), keep, expected)
+
+
+@pytest.mark.parametrize("important", [0.5, 0.25, 0.9])
+def test_vispruner(important):
+    for tokens, keep in cases():
+        expected = picks.vispruner(array(tokens.tower[-2].attention), array(tokens.features), keep, important)
+        same("vispruner", tokens, keep, expected, important=important)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("neighbours", [32, 3])
+def test_prumerge(plus, neighbours):
+    name = "prumerge-plus" if plus else "prumerge"
+    for tokens, keep in cases():
+        sharp = tokens.tower[-1]
+        for factor in (1.0, 3.0):  # few outliers, and many
+            layer = TowerLayer(sharp.attention, sharp.keys, sharp.class_query * factor)
+            seen = dataclasses.replace(tokens, tower={**tokens.tower, -1: layer})
+            arrays = array(layer.class_query), array(layer.keys), array(tokens.hidden)
+            expected = merges.prumerge(*arrays, keep, plus=plus, neighbours=neighbours)
+            same_states(name, seen, keep, expected, neighbours=neighbours)
+
+
+def test_prumerge_of_tiles_asks_each_tokens_own_class_token():
+    tokens = filled(3, 4, 3)
+    own = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(5)) * 2
+    layer = dataclasses.replace(tokens.tower[-1], class_query=own[tokens.coords[:, 0]])
+    tokens = dataclasses.replace(tokens, tower={-1: layer})
+    for name in ("prumerge", "prumerge-plus"):
+        arrays = array(layer.class_query), array(layer.keys), array(tokens.hidden)
+        same_states(name, tokens, 20, merges.prumerge(*arrays, 20, plus=name.endswith("plus")))
+
+
+def test_prumerge_needs_a_class_token():
+    for name in ("prumerge", "prumerge-plus"):
+        with pytest.raises(AdaptPruneError, match="fastervlm"):
+            rule(name).select(without_class(filled()), 5)
+
+
+@pytest.mark.parametrize("crops", [16, 4, None])
+def test_holov(crops):
+    """Where the crops do not divide the tokens, any of the ways to cut them, but the same one everywhere."""
+    options = {} if crops == 16 else {"crops": crops}
+    left = set(picks.RUNS)
+    for tokens, keep in cases():
+        kept = rule("holov", **options).select(tokens, keep).tolist()
+        arrays = array(tokens.tower[-2].attention), array(tokens.features)
+        right = {runs for runs in picks.RUNS if picks.holov(*arrays, keep, crops, runs) == kept}
+        left &= right
+        assert left, f"{keep} of {len(tokens)}"
+
+
+@pytest.mark.parametrize("stripes", ["quadrants", "reference"])
+@pytest.mark.parametrize("marks", [0.2, 0.5])
+def test_hired(stripes, marks):
+    for tokens, keep in cases([(1, 1, 1), (2, 5, 1), (6, 10, 1)]):
+        arrays = [array(tokens.tower[number].attention) for number in (-2, 0)]
+        same("hired", tokens, keep, picks.hired(*arrays, tokens.coords.numpy(), keep), stripes=stripes, marks=marks)
+    for tokens, keep in cases([(2, 6, 5), (4, 4, 5), (4, 2, 5)]):  # two by two tiles
+        arrays = [array(tokens.tower[number].attention) for number in (-2, 0)]
+        expected = picks.hired(*arrays, tokens.coords.numpy(), keep, stripes=stripes, marks=marks, tiles=(2, 2))
+        if stripes == "quadrants" or tokens.coords[-1, 1] == 3:
+            same("hired", tokens, keep, expected, stripes=stripes, marks=marks)
+
+
+@pytest.mark.parametrize("stripes", ["quadrants", "reference"])
+def test_hired_of_all_tiles_put_together(stripes):
+    for seed in range(4):
+        both = filled(4, 20, 1, seed=seed)  # 80 tokens: a view of 4 x 4, and a mosaic of 8 x 8
+        view, mosaic = filled(4, 4).coords, filled(8, 8).coords
+        tokens = dataclasses.replace(both, coords=torch.cat([view, mosaic + torch.tensor([1, 0, 0])]))
+        arrays = [array(tokens.tower[number].attention) for number in (-2, 0)]
+        for keep in (1, 2, 5, 11, 23, 40, 60, 79, 80):
+            expected = picks.hired(*arrays, tokens.coords.numpy(), keep, stripes=stripes)
+            same("hired", tokens, keep, expected, stripes=stripes)
+
+
+@pytest.mark.parametrize(("region", "per_region"), [(2, 1), (3, 1), (2, 2)])
+def test_nuwa(region, per_region):
+    for tokens, keep in cases():
+        arrays = array(tokens.tower[-2].attention), tokens.coords.numpy()
+        expected = picks.nuwa(*arrays, keep, region, per_region)
+        same("nuwa", tokens, keep, expected, region=region, per_region=per_region)
+
+
+def test_tome():
+    """In either order of the tokens of a round, but the same one everywhere."""
+    left = {"sequence", "publication"}
+    for tokens, keep in cases():
+        pruner = rule("tome")
+        kept = pruner.select(tokens, keep)
+        states, weights = pruner.merge(tokens, kept), pruner.weights(tokens, kept)
+        for order in sorted(left):
+            slots, expected, sizes = merges.tome(array(tokens.features), array(tokens.hidden), keep, order=order)
+            if slots == kept.tolist() and np.allclose(array(states), expected, atol=1e-5):
+                assert weights.tolist() == sizes
+            else:
+                left.discard(order)
+        assert left, f"{keep} of {len(tokens)}"
+
+
+@pytest.mark.parametrize("weights", [None, (0.5, 0.0, -1.0, 2.0)])
+def test_hawk(weights):
+    for tokens, keep in cases():
+        options = {} if weights is None else {"weights": weights}
+        same("hawk", tokens, keep, picks.hawk(array(tokens.affinity), keep, weights), **options)
+
+
+def test_hawk_rounds_up():
+    assert rule("hawk", keep_ratio=0.25).counts(57, 32) == {0: 15}
+    assert rule("hawk", keep_ratio=0.25).counts(56, 32) == {0: 14}
+    assert rule("hawk", num_keep=5).counts(57, 32) == {0: 5}
+
+
+NMS = [{}, {"distance_limit": 2.5, "distance_sigma": 6.0, "similarity_sigma": 0.3}, {"centre_sigma": 0.5}]
+
+
+@pytest.mark.parametrize("options", NMS)
+@pytest.mark.parametrize("cue", ["tower", "affinity"])
+def test_adaptprune_encoder(cue, options):
+    for tokens, keep in cases():
+        tokens = dataclasses.replace(tokens, affinity=tokens.affinity.abs(), features=tokens.features[:, :2])
+        seen = array(tokens.tower[-2].attention)
+        score = picks.head_mean(seen) if cue == "tower" else picks.hawk_score(array(tokens.affinity))
+        arrays = array(tokens.features), tokens.coords.numpy()
+        same(
+            "adaptprune-encoder",
+            tokens,
+            keep,
+            picks.adaptprune_encoder(score, *arrays, keep, **options),
+            cue=cue,
+            **options,
+        )
+
+
+VIDEOS = [(1, 1, 2), (2, 2, 2), (1, 5, 3), (3, 3, 4), (2, 4, 7)]
+
+
+def test_evs():
+    for tokens, keep in cases(VIDEOS):
+        same("evs", tokens, keep, video.evs(array(tokens.features), tokens.coords.numpy(), keep))
+
+
+def test_evs_needs_two_frames():
+    with pytest.raises(AdaptPruneError, match="divprune"):
+        rule("evs").select(filled(), 5)
+
+
+@pytest.mark.parametrize("channels", [0.5, 1.0, 0.25])
+@pytest.mark.parametrize("scale", [1.0, 0.2])
+def test_vidcom2(channels, scale):
+    for tokens, keep in cases([*VIDEOS, (1, 1, 1), (4, 5, 1)]):
+        tokens = dataclasses.replace(tokens, features=tokens.features * scale)
+        expected = functools.partial(video.vidcom2, array(tokens.features), tokens.coords.numpy(), keep)
+        same("vidcom2", tokens, keep, expected(channels=channels), channels=channels)
