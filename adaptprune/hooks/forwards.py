@@ -261,6 +261,7 @@ class Forwards:
         changed = whole_conversation(call, index, arguments, backend) if call.anew is not None else arguments
         before, dim = call.rows_at(index), token_dim(call, index, hidden)
         whole = packed(call, index, changed)
+        self._selector.cues.note(call, index, stream_of(hidden, dim), changed)
         if index in self._stages and any(alive.numel() for alive in call.alive):
             self._selector.drop(call, index, stream_of(hidden, dim), whole)
             whole = packed(call, index, changed)
@@ -277,7 +278,6 @@ class Forwards:
                 )
             for row, kept, states in call.merged.get(index, ()):
                 hidden[row, places(rows[row : row + 1], call.length)[0, kept]] = states
-        self._selector.cues.note(call, index, stream_of(hidden, dim), whole)
         if changed is arguments and hidden is given:
             return None
         return (hidden,), changed
