@@ -103,7 +103,7 @@ def acts_where_it_is_told(method: str) -> bool:
     return next(field.init for field in dataclasses.fields(METHODS.get(method)) if field.name == "layer")
 
 
-@pytest.mark.parametrize("method", filter(acts_where_it_is_told, adaptprune.list_methods()))
+@pytest.mark.parametrize("method", [*filter(acts_where_it_is_told, adaptprune.list_methods())])
 def test_specs_and_options(method):
     pruner = make_pruner(f"{method}:keep_ratio=0.25,layer=3")
     assert (pruner.keep_ratio, pruner.layer) == (0.25, 3)
