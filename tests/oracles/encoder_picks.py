@@ -59,7 +59,10 @@ def fastervlm(attention: np.ndarray, keep: int) -> list[int]:
     return sorted(best(range(len(score)), score, keep))
 
 
-def vispruner(attention: np.ndarray, features: np.ndarray, keep: int, important: float = 0.5) -> list[int]:
+def vispruner(
+    attention: np.ndarray, features: np.ndarray, keep: int, important: float = 0.5, *, ascending: bool = True
+) -> list[int]:
+    """`ascending`: how what is left of the first half is ordered by its score; of equals, the earlier first."""
     score, features = head_mean(f64(attention)), f64(features)
     order = best(range(len(score)), score, len(score))
     first = math.floor(keep * important)
@@ -72,7 +75,9 @@ def vispruner(attention: np.ndarray, features: np.ndarray, keep: int, important:
         a, b = line[0::2], line[1::2]
         likeness = [max(cosine(features[i], features[j]) for j in b) for i in a]
         gone = best(range(len(a)), likeness, min(8, len(line) - wanted))
-        left = sorted((p for p in range(len(a)) if p not in gone), key=lambda p: (likeness[p], p))
+        left = sorted(
+            (p for p in range(len(a)) if p not in gone), key=lambda p: (likeness[p] if ascending else -likeness[p], p)
+        )
         line = [a[p] for p in left] + b
     return sorted(kept + line)
 

@@ -32,7 +32,7 @@ def vidcom2(
     keep: int,
     *,
     channels: float = 0.5,
-    exponents: tuple[int, ...] = (-3, -2, -1, 0, 1, 2),
+    bandwidths: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1, 2),
 ) -> list[int]:
     features = f64(features)
     count, width = features.shape
@@ -42,7 +42,7 @@ def vidcom2(
 
     def closeness(i: int, members: list[int]) -> float:
         squared = float(((features[i] - features[members].mean(axis=0)) ** 2).sum())
-        return sum(math.exp(-squared / (2 * 2.0**e)) for e in exponents)
+        return sum(math.exp(-squared / (2 * a)) for a in bandwidths)
 
     parts = frames(coords)
     frame = {i: part for part in parts for i in part}
