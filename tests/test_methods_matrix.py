@@ -11,7 +11,8 @@ import torch
 import adaptprune
 from adaptprune import AdaptPruneError, Pruner, VisualTokens, make_pruner
 from adaptprune.pruner import coordinate_tokens
-from tests.oracles.visual import filled, in_precision, mapped, only, tensors
+from tests.oracles.cues import everything
+from tests.oracles.visual import in_precision, mapped, only, tensors
 
 METHODS = adaptprune.list_methods()
 LAYERS = 32
@@ -87,7 +88,7 @@ def first_stage(pruner: Pruner, tokens: VisualTokens) -> VisualTokens:
 @pytest.mark.parametrize(("rows", "columns", "grids"), [(1, 1, 1), (1, 2, 1), (4, 5, 1), (3, 4, 3), (2, 2, 5)])
 def test_with_nothing_but_its_cues_a_rule_keeps_what_it_is_asked_for(method, rows, columns, grids):
     pruner = make_pruner(method)
-    tokens = filled(rows, columns, grids_for(method, grids))
+    tokens = everything(rows, columns, grids_for(method, grids))
     for number in (*asked(len(tokens)), None):
         for seen, want in staged(pruner, tokens, number):
             check(pruner, seen, want, pruner.select(seen, want))
@@ -98,7 +99,7 @@ def test_of_all_tokens_all_are_kept(method):
     pruner = make_pruner(method)
     if pruner.adaptive:
         pytest.skip("it finds how many stay by itself")
-    tokens = filled(grids=grids_for(method, 1))
+    tokens = everything(grids=grids_for(method, 1))
     for seen, want in staged(pruner, tokens, len(tokens)):
         assert pruner.select(seen, want).tolist() == list(range(len(tokens)))
 
@@ -106,19 +107,21 @@ def test_of_all_tokens_all_are_kept(method):
 @every_method
 def test_the_same_again_whatever_torchs_seed_and_nothing_is_written_to(method):
     pruner = make_pruner(method)
-    seen = first_stage(pruner, filled(5, 6, 2))
-    before = {name: tensor.clone() for name, tensor in tensors(seen).items()}
-    torch.manual_seed(1)
-    state = torch.get_rng_state()
-    first = pruner.select(seen, 20)
-    merged = pruner.merge(seen, first)
-    assert torch.equal(torch.get_rng_state(), state), "draws from torch's global generator"
-    torch.manual_seed(2)
-    again = pruner.select(dataclasses.replace(seen, memo={}), 20)
-    assert torch.equal(first, again)
-    assert torch.equal(pruner.merge(seen, again), merged)
-    for name, tensor in tensors(seen).items():
-        assert torch.equal(tensor, before[name]), f"{name} was written to"
+    for seen, want in staged(pruner, everything(5, 6, 2)):
+        before = {name: tensor.clone() for name, tensor in tensors(seen).items()}
+        once_more = dataclasses.replace(seen, memo=dict(seen.memo))
+        torch.manual_seed(1)
+        state = torch.get_rng_state()
+        first = pruner.select(seen, want)
+        merged, weights = pruner.merge(seen, first), pruner.weights(seen, first)
+        assert torch.equal(torch.get_rng_state(), state), "draws from torch's global generator"
+        torch.manual_seed(2)
+        again = pruner.select(once_more, want)
+        assert torch.equal(first, again)
+        assert torch.equal(pruner.merge(once_more, again), merged)
+        assert torch.equal(pruner.weights(once_more, again), weights)
+        for name, tensor in tensors(seen).items():
+            assert torch.equal(tensor, before[name]), f"{name} was written to"
 
 
 @every_method
@@ -126,7 +129,7 @@ def test_the_same_again_whatever_torchs_seed_and_nothing_is_written_to(method):
 def test_tokens_that_are_all_alike(method, value):
     """Every cue constant, all zeros among them: nothing divides by what does not vary."""
     pruner = make_pruner(method)
-    tokens = filled(4, 5, grids_for(method, 1))
+    tokens = everything(4, 5, grids_for(method, 1))
     if value < 0:  # probabilities have no sign
         flat = mapped(tokens, lambda name, x: torch.full_like(x, value if name in {"hidden", "features"} else 0.01))
     else:
@@ -144,21 +147,23 @@ def test_the_order_in_which_tokens_come_does_not_matter(method):
     if method in ORDERED:
         pytest.skip(ORDERED[method])
     pruner = make_pruner(method)
-    tokens = filled(4, 6, 2, width=64, seed=3)  # more channels than tokens, or picks are of rounding errors
-    for number in (1, 9, 30):
-        order = torch.randperm(len(tokens), generator=torch.Generator().manual_seed(number))
-        plain, moved = (first_stage(pruner, seen) for seen in (tokens, tokens.subset(order)))
-        expected, found = pruner.select(plain, number), pruner.select(moved, number)
-        assert sorted(order[found].tolist()) == expected.tolist()
-        back = order[found].argsort()
-        torch.testing.assert_close(pruner.merge(moved, found)[back], pruner.merge(plain, expected))
+    tokens = everything(4, 6, 2, width=64, seed=3)  # more channels than tokens, or picks are of rounding errors
+    for seen, planned in staged(pruner, tokens):
+        order = torch.randperm(len(seen), generator=torch.Generator().manual_seed(len(seen)))
+        for want in {1, 3, planned}:
+            plain, moved = (dataclasses.replace(x, memo=dict(seen.memo)) for x in (seen, seen.subset(order)))
+            expected, found = pruner.select(plain, want), pruner.select(moved, want)
+            assert sorted(order[found].tolist()) == expected.tolist()
+            back = order[found].argsort()
+            for what in (pruner.merge, pruner.weights):
+                torch.testing.assert_close(what(moved, found)[back], what(plain, expected))
 
 
 @every_method
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision(method, dtype):
     pruner = make_pruner(method)
-    for seen, want in staged(pruner, in_precision(filled(4, 6, 2), dtype)):
+    for seen, want in staged(pruner, in_precision(everything(4, 6, 2), dtype)):
         wide = dataclasses.replace(mapped(seen, lambda _, x: x.float()), memo=dict(seen.memo))
         keep = pruner.select(seen, want)
         check(pruner, seen, want, keep)
@@ -170,7 +175,7 @@ def test_half_precision(method, dtype):
 def test_thousands_of_tokens(method):
     """An image of five tiles of 24 x 24, a tenth kept."""
     pruner = make_pruner(method)
-    seen = first_stage(pruner, filled(24, 24, 5, text=8))
+    seen = first_stage(pruner, everything(24, 24, 5, text=8))
     check(pruner, seen, 288, pruner.select(seen, 288))
 
 
@@ -185,7 +190,7 @@ def test_a_rules_spec_makes_it_again(method):
 @every_method
 def test_coordinate_tokens_stay(method):
     pruner = make_pruner(method, coordinate_tokens=0.05)
-    tokens = filled(4, 6, 3)
+    tokens = everything(4, 6, 3)
     for seen, want in staged(pruner, tokens, 30):
         assert seen.rotary is not None
         forced = coordinate_tokens(seen, 0.05).tolist()

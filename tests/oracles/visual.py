@@ -1,9 +1,9 @@
-"""Visual tokens with every cue filled, and the same with only some of them."""
+"""Visual tokens with fewer cues, in another precision, without a class token."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -33,57 +33,16 @@ FIELDS = {
 FLOAT32 = {"attention", "rows", "next_attention", "affinity"}
 
 
-class Projector(torch.nn.Module):
-    """Groups of two patches to one feature; it takes its own precision only, as a model's does."""
+@dataclasses.dataclass(frozen=True)
+class Strict:
+    """A projector that takes its own precision only, as a model's does."""
 
-    def __init__(self, inside: int, outside: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.weight = torch.nn.Parameter(torch.randn(outside, 2 * inside, generator=generator), requires_grad=False)
+    project: Callable[[Tensor], Tensor]
+    dtype: torch.dtype
 
-    def forward(self, patches: Tensor) -> Tensor:
-        return torch.tanh(torch.nn.functional.linear(patches.flatten(1), self.weight))
-
-
-def filled(
-    rows: int = 4, columns: int = 6, grids: int = 1, *, text: int = 3, heads: int = 4, width: int = 8, seed: int = 0
-) -> VisualTokens:
-    """Random tokens of full grids in raster order, every cue filled: a class token, and two layers of a tower."""
-    made = torch.Generator().manual_seed(seed)
-    coords = torch.cartesian_prod(torch.arange(grids), torch.arange(rows), torch.arange(columns))
-    count = len(coords)
-
-    def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=made)
-
-    def attention(*shape: int) -> Tensor:
-        return torch.softmax(2 * normal(*shape, count), dim=-1) * 0.7
-
-    rows_of_text = attention(heads, text)
-    tower = {number: TowerLayer(attention(heads), normal(heads, count, 3), normal(heads, 3)) for number in (-1, -2, 0)}
-    return VisualTokens(
-        hidden=normal(count, width),
-        coords=coords,
-        attention=rows_of_text[:, -1],
-        keys=normal(count, 2),  # two dimensions: many near-parallel keys
-        layer=2,
-        num_layers=32,
-        rows=rows_of_text,
-        next_attention=attention(heads),
-        rotated_keys=normal(count, width),
-        text_rotated_keys=normal(text, width),
-        text_hidden=normal(text, width),
-        previous_hidden=normal(count, width),
-        final=normal(count, width),
-        text_final=normal(text, width),
-        features=normal(count, width),
-        text=normal(text, width),
-        affinity=normal(heads, text, count),
-        tower=tower,
-        projector_input=normal(count, 2, 5),
-        project=Projector(5, width, made),
-        class_state=normal(width),
-        rotary=(normal(count, 4).clamp(-1, 1), normal(count, 4).clamp(-1, 1)),
-    )
+    def __call__(self, patches: Tensor) -> Tensor:
+        assert patches.dtype == self.dtype, f"the projector computes in {self.dtype}"
+        return self.project(patches)
 
 
 def without_class(tokens: VisualTokens) -> VisualTokens:
@@ -155,7 +114,5 @@ def mapped(tokens: VisualTokens, change: Any) -> VisualTokens:
 def in_precision(tokens: VisualTokens, dtype: torch.dtype) -> VisualTokens:
     """As a model of that precision hands them over: what the interface promises in float32 stays so."""
     lower = mapped(tokens, lambda name, value: value if name in FLOAT32 else value.to(dtype))
-    made = torch.Generator().manual_seed(0)
-    assert tokens.projector_input is not None
-    inside, outside = tokens.projector_input.shape[-1], tokens.hidden.shape[-1]
-    return dataclasses.replace(lower, project=Projector(inside, outside, made).to(dtype))
+    assert tokens.project is not None
+    return dataclasses.replace(lower, project=Strict(tokens.project, dtype))
