@@ -12,7 +12,7 @@ import adaptprune
 from adaptprune import AdaptPruneError, Pruner, VisualTokens, make_pruner
 from adaptprune.pruner import coordinate_tokens
 from tests.oracles.cues import everything
-from tests.oracles.visual import in_precision, mapped, only, tensors
+from tests.oracles.visual import FIELDS, in_precision, mapped, only, tensors, watched
 
 METHODS = adaptprune.list_methods()
 LAYERS = 32
@@ -92,6 +92,20 @@ def test_with_nothing_but_its_cues_a_rule_keeps_what_it_is_asked_for(method, row
     for number in (*asked(len(tokens)), None):
         for seen, want in staged(pruner, tokens, number):
             check(pruner, seen, want, pruner.select(seen, want))
+
+
+@every_method
+def test_a_rule_looks_at_every_cue_that_it_asks_for(method):
+    """Cues cost a model's arithmetic: none is captured for nothing."""
+    pruner = make_pruner(method)
+    for seen, want in staged(pruner, everything(4, 6, 2), None):
+        looked: set[str] = set()
+        for memo in (dict(seen.memo), {}):  # a stage at which nothing leaves is passed over, and leaves no memo
+            notes = watched(dataclasses.replace(seen, memo=memo))
+            pruner.merge(notes, pruner.select(notes, want))
+            looked |= notes.looked
+        for cue in pruner.cues(seen.layer, LAYERS):
+            assert looked & {cue, *FIELDS.get(cue, ())}, f"{cue} at layer {seen.layer}"
 
 
 @every_method

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -71,6 +71,41 @@ def only(tokens: VisualTokens, cues: Iterable[str]) -> VisualTokens:
         memo=tokens.memo,
         **known,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Watched(VisualTokens):
+    """Tokens that note which cues are looked at: names of fields, and "tower:" with a number."""
+
+    looked: set[str] = dataclasses.field(default_factory=set)
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in _WATCHED:
+            self.looked.add(name)
+        return super().__getattribute__(name)
+
+
+_WATCHED = {field for fields in FIELDS.values() for field in fields}
+
+
+class WatchedTower(dict[int, TowerLayer]):
+    """Layers of a tower that note which of them are looked at."""
+
+    def __init__(self, layers: Mapping[int, TowerLayer], looked: set[str]) -> None:
+        super().__init__(layers)
+        self.looked = looked
+
+    def __getitem__(self, number: int) -> TowerLayer:
+        self.looked.add(f"tower:{number}")
+        return super().__getitem__(number)
+
+
+def watched(tokens: VisualTokens) -> Watched:
+    """The same, watched from here on."""
+    parts = {field.name: getattr(tokens, field.name) for field in dataclasses.fields(tokens)}
+    seen = Watched(**parts)
+    object.__setattr__(seen, "tower", WatchedTower(tokens.tower, seen.looked))
+    return seen
 
 
 def tensors(value: Any, name: str = "") -> dict[str, Tensor]:
