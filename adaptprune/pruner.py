@@ -111,6 +111,11 @@ class Pruner:
         one_of("positions", self.positions, POSITIONS)
         not_negative("key_bias", self.key_bias)
         fraction("coordinate_tokens", self.coordinate_tokens)
+        if self.coordinate_tokens and type(self).merge is not Pruner.merge:
+            raise AdaptPruneError(
+                f"coordinate_tokens={self.coordinate_tokens} does not go with {self.name!r}, which merges tokens: use 0, or "
+                "a rule that only chooses."
+            )
         if self.layer < self.smallest_layer:
             raise AdaptPruneError(
                 f"layer={self.layer} is too early for {self.name!r}, which ranks tokens by what layer K-1 computed: "

@@ -13,8 +13,9 @@ import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
 from adaptprune.methods import METHODS
 from adaptprune.methods.adaptprune import centre_weight
-from adaptprune.methods.grid import apportion, lattice
+from adaptprune.methods.grid import lattice
 from adaptprune.methods.pool import cells
+from adaptprune.methods.quotas import apportion
 from adaptprune.pruner import budget
 from tests.oracles.cues import everything
 from tests.oracles.nms import greedy

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptprune.checks import not_negative, positive
+from adaptprune.checks import not_negative, one_of, positive
 from adaptprune.cues import VisualTokens
-from adaptprune.errors import AdaptPruneError
 from adaptprune.ops import BACKENDS, adaptive_nms
 from adaptprune.pruner import Pruner
-from adaptprune.registry import did_you_mean
 
 KEY_SOURCES = {"layer": "keys", "reference": "raw_keys", "previous": "previous_keys"}
 
@@ -57,13 +55,8 @@ class AdaptPrune(Pruner):
     cost: ClassVar[str] = "O(HN + MD)"
 
     def __post_init__(self) -> None:
-        for option, allowed in (("keys", [*KEY_SOURCES]), ("backend", ["auto", *BACKENDS])):
-            if getattr(self, option) not in allowed:
-                value = getattr(self, option)
-                raise AdaptPruneError(f"unknown {option}={value!r}.{did_you_mean(str(value), allowed)}")
-        not_negative("distance_limit", self.distance_limit)
-        for option in ("distance_sigma", "similarity_sigma", "centre_sigma"):
-            positive(option, getattr(self, option))
+        one_of("keys", self.keys, KEY_SOURCES)
+        check_nms(self)
         super().__post_init__()
 
     @property
@@ -77,20 +70,38 @@ class AdaptPrune(Pruner):
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         assert tokens.keys is not None
-        return adaptive_nms(
-            self.score(tokens)[None],
-            tokens.keys[None],
-            tokens.coords[None],
-            num_keep,
-            distance_limit=self.distance_limit,
-            distance_sigma=self.distance_sigma,
-            similarity_sigma=self.similarity_sigma,
-            backend=self.backend,
-        )[0]
+        return suppressed(self, self.score(tokens), tokens.keys, tokens.coords, num_keep)
 
     def warm_up(self) -> None:
-        one = torch.ones(1, 1)
-        adaptive_nms(one, one[..., None], torch.zeros(1, 1, 3, dtype=torch.int64), 1, backend=self.backend)
+        warm_up_nms(self.backend)
+
+
+def check_nms(rule: Any) -> None:
+    """Raise AdaptPruneError for options of the adaptive NMS that are not allowed."""
+    one_of("backend", rule.backend, ("auto", *BACKENDS))
+    not_negative("distance_limit", rule.distance_limit)
+    for option in ("distance_sigma", "similarity_sigma", "centre_sigma"):
+        positive(option, getattr(rule, option))
+
+
+def suppressed(rule: Any, scores: Tensor, keys: Tensor, coords: Tensor, num_keep: int) -> Tensor:
+    """What the adaptive NMS keeps of (N,) scores with a rule's options, (num_keep,)."""
+    return adaptive_nms(
+        scores[None],
+        keys[None],
+        coords[None],
+        num_keep,
+        distance_limit=rule.distance_limit,
+        distance_sigma=rule.distance_sigma,
+        similarity_sigma=rule.similarity_sigma,
+        backend=rule.backend,
+    )[0]
+
+
+def warm_up_nms(backend: str) -> None:
+    """Have the kernel ready."""
+    one = torch.ones(1, 1)
+    adaptive_nms(one, one[..., None], torch.zeros(1, 1, 3, dtype=torch.int64), 1, backend=backend)
 
 
 def centre_weight(coords: Tensor, sigma: float = 1.0) -> Tensor:

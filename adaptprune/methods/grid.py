@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.cues import VisualTokens
+from adaptprune.methods.quotas import apportion
 from adaptprune.pruner import Pruner
 
 
@@ -30,16 +31,6 @@ class Grid(Pruner):
             picked.append(start + lattice(coords[start : start + size], share))
             start += size
         return torch.cat(picked).to(tokens.hidden.device)
-
-
-def apportion(total: int, sizes: list[int]) -> list[int]:
-    """Split `total` over grids in proportion to their sizes (largest remainders; ties to the earlier grid)."""
-    exact = [total * size / sum(sizes) for size in sizes]
-    shares = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
-    for i in by_remainder[: total - sum(shares)]:
-        shares[i] += 1
-    return shares
 
 
 def lattice(coords: Tensor, count: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
-from adaptprune.methods.grid import apportion
+from adaptprune.methods.quotas import apportion
 from adaptprune.pruner import Pruner
 
 
