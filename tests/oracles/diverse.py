@@ -19,7 +19,7 @@ from tests.oracles.picking import (
     f64,
     max_min,
     min_max,
-    order,
+    stretched,
 )
 
 
@@ -32,10 +32,10 @@ def divprune(tokens: VisualTokens) -> Objective:
 
 
 def distinctiveness(features: np.ndarray) -> np.ndarray:
-    """Min-max of what is minus the mean raw cosine with all the others."""
+    """Minus the mean raw cosine with all the others."""
     table, count = cosines(features, features), len(features)
     raw = [-sum(table[i, j] for j in range(count) if j != i) / max(1, count - 1) for i in range(count)]
-    return min_max(np.array(raw))
+    return np.array(raw)
 
 
 def text_relevance(tokens: VisualTokens, sign: str) -> np.ndarray:
@@ -47,11 +47,14 @@ def text_relevance(tokens: VisualTokens, sign: str) -> np.ndarray:
 def cenprune(tokens: VisualTokens, form: str = "maxmin", sign: str = "negative") -> Objective:
     features = f64(tokens.features)
     centred = features - features.mean(axis=0)
-    similarity, own = cosines(centred, centred), distinctiveness(features)
+    similarity, raw = cosines(centred, centred), distinctiveness(features)
+    own = min_max(raw)
     if form == "maxmin":
-        return max_min(1 - similarity, own, own)
-    scale = min_max(text_relevance(tokens, sign)) * own
-    return determinant(np.diag(scale) @ similarity @ np.diag(scale))
+        return max_min(1 - similarity, own, own, 2 * stretched(raw))
+    relevance = text_relevance(tokens, sign)
+    scale = min_max(relevance) * own
+    slack = 4 * (stretched(raw) + stretched(relevance))
+    return determinant(np.diag(scale) @ similarity @ np.diag(scale), slack)
 
 
 def cdpruner_kernel(tokens: VisualTokens, sign: str = "negative") -> np.ndarray:
@@ -96,15 +99,12 @@ def scope(tokens: VisualTokens, alpha: float = 1.0) -> Objective:
 
     def worth(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         others = [j for j in range(count) if j not in chosen]
-        best = {j: max([0.0, *(similarity[j, s] for s in chosen)]) for j in others}
-        gains = np.array([sum(max(0.0, similarity[i, j] - best[j]) for j in others) for i in range(count)])
+        best = np.array([max([0.0, *(similarity[j, s] for s in chosen)]) for j in range(count)])
+        gains = np.maximum(0.0, similarity - best)[:, others].sum(axis=1)
         values = gains * attention**alpha
-        return values, RELATIVE_SUM * count * attention**alpha + 1e-9 * values
+        return values, 1e-14 * count * attention**alpha + 1e-9 * values
 
     return worth
-
-
-RELATIVE_SUM = 1e-14  # of a sum of as many differences of cosines as there are tokens
 
 
 def text_scores(tokens: VisualTokens, entropy_share: float = 0.2) -> np.ndarray:
@@ -151,10 +151,11 @@ def eadp(tokens: VisualTokens, beta: float = 1.0, entropy_share: float = 0.2) ->
     return coverage(0.5 * (1 + cosines(features, features)), eadp_scores(tokens, beta, entropy_share))
 
 
-def tops(
-    tokens: VisualTokens, alpha: float = 0.5, coverage: float = 1.0, relevance_over: str = "candidates"
-) -> Objective:
-    """Before layer 0 by the features and the tower's attention, later by hidden states and the last row's."""
+def tops(tokens: VisualTokens, alpha: float = 0.5, coverage: float = 1.0) -> Objective:
+    """Before layer 0 by the features and the tower's attention, later by hidden states and the last row's.
+
+    Relevance is divided by its mean over all tokens, the other two by theirs over those that can still be picked.
+    """
     early = tokens.layer == 0
     space = f64(tokens.features if early else tokens.hidden)
     relevance = tower_mean(tokens) if early else f64(tokens.attention).mean(axis=0)
@@ -169,9 +170,8 @@ def tops(
             return bounded(relevance)
         others = [j for j in range(count) if j not in chosen]
         best = np.array([max(similarity[j, s] for s in chosen) for j in range(count)])
-        covers = np.array([sum(max(0.0, similarity[i, j] - best[j]) for j in others) for i in range(count)])
-        members = others if relevance_over == "candidates" else list(range(count))
-        total = over_mean(relevance, members) + alpha * over_mean(1 - best, others)
+        covers = np.maximum(0.0, similarity - best)[:, others].sum(axis=1)
+        total = over_mean(relevance, list(range(count))) + alpha * over_mean(1 - best, others)
         return bounded(total + coverage * over_mean(covers, others), 100.0)
 
     return worth
@@ -197,7 +197,3 @@ def zooprune(tokens: VisualTokens, directions: int = 64, step: float = 0.01, see
     features = f64(tokens.features)
     scores = sensitivity(tokens, directions, step, seed)
     return max_min(1 - cosines(features, features), min_max(scores), scores)
-
-
-def picks(objective: Objective, count: int, number: int) -> list[int]:
-    return sorted(order(objective, count, range(number)))

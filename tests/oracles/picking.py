@@ -48,6 +48,13 @@ def bounded(values: np.ndarray, scale: float = 1.0) -> tuple[np.ndarray, np.ndar
     return values, np.where(values == 0, 0.0, RELATIVE * np.abs(values) + ABSOLUTE * scale)
 
 
+def stretched(values: np.ndarray) -> np.ndarray:
+    """What rounding of the values does to each of their `min_max`: no bound where they differ by rounding alone."""
+    spread = values.max() - values.min()
+    noise = 1e-14 * np.abs(values).max()
+    return np.full(len(values), noise / spread if spread > 100 * noise else np.inf)
+
+
 def by_score(scores: np.ndarray) -> Objective:
     """Plain ranking."""
     return lambda chosen: bounded(scores, float(np.abs(scores).max()))
@@ -109,20 +116,25 @@ def explains(kept: Iterable[int], objective: Objective, candidates: Iterable[int
 # Objectives that several rules share
 
 
-def max_min(distance: np.ndarray, weight: np.ndarray, first: np.ndarray) -> Objective:
-    """Weight times the distance to the nearest of the chosen; `first` is the worth before there are any."""
+def max_min(distance: np.ndarray, weight: np.ndarray, first: np.ndarray, slack: np.ndarray | float = 0.0) -> Objective:
+    """Weight times the distance to the nearest of the chosen; `first` is the worth before there are any.
+
+    `slack` bounds the rounding of both the weights and the first worths.
+    """
 
     def worth(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        if not chosen:
-            return bounded(first)
-        nearest = [min(distance[i, s] for s in chosen) for i in range(len(distance))]
-        return bounded(weight * np.array(nearest))
+        nearest = [min(distance[i, s] for s in chosen) if chosen else 1.0 for i in range(len(distance))]
+        values, rounding = bounded(weight * np.array(nearest) if chosen else first)
+        return values, rounding + slack
 
     return worth
 
 
-def determinant(kernel: np.ndarray) -> Objective:
-    """By how much a token multiplies the determinant of the chosen ones' part of the kernel."""
+def determinant(kernel: np.ndarray, slack: np.ndarray | float = 0.0) -> Objective:
+    """By how much a token multiplies the determinant of the chosen ones' part of the kernel.
+
+    `slack` bounds the rounding of what the kernel's rows and columns were multiplied by.
+    """
 
     def log_det(members: list[int]) -> float:
         sign, value = np.linalg.slogdet(kernel[np.ix_(members, members)])
@@ -131,7 +143,8 @@ def determinant(kernel: np.ndarray) -> Objective:
     def worth(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         diagonal = np.diag(kernel).copy()
         if not chosen:
-            return bounded(diagonal, float(diagonal.max()))
+            values, rounding = bounded(diagonal, float(diagonal.max()))
+            return values, rounding + slack
         part = kernel[np.ix_(chosen, chosen)]
         scale = np.sqrt(np.diag(part))
         if not (scale > 0).all() or (condition := np.linalg.cond(part / np.outer(scale, scale))) > 1e11:
@@ -140,7 +153,7 @@ def determinant(kernel: np.ndarray) -> Objective:
         for i in range(len(kernel)):
             if i not in chosen:
                 gains[i] = np.exp(log_det([*chosen, i]) - before)
-        return gains, RELATIVE * gains + 1e-15 * len(kernel) * condition * diagonal
+        return gains, RELATIVE * gains + 1e-15 * len(kernel) * condition * diagonal + slack
 
     return worth
 
@@ -149,10 +162,8 @@ def coverage(similarity: np.ndarray, weight: np.ndarray) -> Objective:
     """By how much a token raises the weighted sum over all tokens of their similarity to the best chosen one, or 0."""
 
     def total(members: list[int]) -> float:
-        value = 0.0
-        for j in range(len(similarity)):
-            value += weight[j] * max([0.0, *(similarity[s, j] for s in members)])
-        return value
+        best = np.max([np.zeros(len(weight)), *(similarity[s] for s in members)], axis=0)
+        return float(weight @ best)
 
     def worth(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         before = total(list(chosen))

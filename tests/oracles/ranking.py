@@ -78,11 +78,13 @@ def sieve(tokens: VisualTokens, heads: int = 12, energy: float = 0.75) -> Object
         [a**2 * ((r @ r) / s**2 if s > 0 else 0.0) for a, r, s in zip(attention, residual, size, strict=True)]
     )
 
+    alike = cosines(residual, residual)
+
     def worth(chosen: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         values = own.copy()
         for i in range(len(values)):
             for s in chosen:
-                values[i] *= 1 - cosine(residual[i], residual[s]) ** 2
+                values[i] *= 1 - alike[i, s] ** 2
         return bounded(values, float(own.max()) if chosen else 0.0)
 
     return worth
@@ -120,18 +122,23 @@ def vlm_pruner(
     threshold: float = 0.8,
     threshold_step: float = 0.1,
 ) -> list[int]:
-    """Where fewer than a batch lie under the threshold, those join, and it is raised."""
+    """Where fewer than a batch lie under the threshold, those join, and it is raised.
+
+    The pivots are far apart in all channels of the keys; only cosines are restricted to a few of the hidden states'.
+    """
     keys, hidden, coords = (f64(t) for t in (tokens.rotated_keys, tokens.hidden, tokens.coords))
-    keys, hidden = _most_varied(keys, channels), _most_varied(hidden, channels)
+    hidden = hidden[:, top(hidden.var(axis=0), channels)]
     number = len(hidden)
-    chosen = top(np.abs(f64(tokens.rotated_keys)).sum(axis=1), 1)
+    chosen = top(np.abs(keys).sum(axis=1), 1)
     while len(chosen) < min(pivots, count):
         gap = [min(math.dist(keys[i], keys[s]) for s in chosen) for i in range(number)]
         chosen += top(gap, 1, [i for i in range(number) if i not in chosen])
     alike = cosines(hidden, hidden)
-    near = np.array(
-        [[1 + 0.5 * _cells(coords, i, j) / (24 * math.sqrt(2)) for j in range(number)] for i in range(number)]
-    )
+    sides = {g: (coords[coords[:, 0] == g, 1:].max(axis=0) + 1).max() for g in coords[:, 0]}
+    near = np.ones((number, number))
+    for i in range(number):
+        for j in range(number):
+            near[i, j] += 0.5 * _cells(coords[i], coords[j], sides) / (24 * math.sqrt(2))
     while len(chosen) < count:
         score = [max(alike[i, s] * near[i, s] for s in chosen) for i in range(number)]
         under = [i for i in range(number) if i not in chosen and score[i] < threshold]
@@ -141,16 +148,11 @@ def vlm_pruner(
     return sorted(chosen)
 
 
-def _most_varied(values: np.ndarray, channels: int) -> np.ndarray:
-    return values[:, sorted(top(values.var(axis=0), channels))]
-
-
-def _cells(coords: np.ndarray, i: int, j: int) -> float:
+def _cells(one: np.ndarray, other: np.ndarray, sides: dict[float, float]) -> float:
     """The distance between two tokens where the larger side of their grid is 24 cells."""
-    if coords[i, 0] != coords[j, 0]:
+    if one[0] != other[0]:
         return 24 * math.sqrt(2)
-    inside = coords[coords[:, 0] == coords[i, 0], 1:]
-    return math.dist(coords[i, 1:], coords[j, 1:]) * 24 / (inside.max(axis=0) + 1).max()
+    return math.dist(one[1:], other[1:]) * 24 / sides[one[0]]
 
 
 # SparseVLM
