@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from adaptprune import VisualTokens, make_pruner
+from adaptprune import AdaptPruneError, VisualTokens, make_pruner
 from tests.oracles import diverse, ranking
 from tests.oracles.cues import everything
 from tests.oracles.picking import Objective, explains, order
@@ -92,6 +92,10 @@ def budgets(number: int) -> list[int]:
     )
 
 
+def seeds(shape: tuple[int, ...]) -> range:
+    return range(2 if shape[0] * shape[1] * shape[2] <= 20 else 1)
+
+
 def picked(pruner, tokens: VisualTokens, count: int) -> list[int]:
     kept = pruner.select(what_it_asks_for(pruner, tokens), count)
     assert kept.dtype == torch.int64
@@ -105,7 +109,7 @@ def picked(pruner, tokens: VisualTokens, count: int) -> list[int]:
 @pytest.mark.parametrize(("name", "options", "objective", "made"), OBJECTIVES, ids=shown)
 def test_rules_pick_what_their_objective_says(name, options, objective, made, shape):
     rows, columns, grids, text, heads, width = shape
-    for seed in range(2):
+    for seed in seeds(shape):
         tokens = everything(rows, columns, grids, heads, width, text, seed, **made)
         pruner, worth, number = make_pruner(name, **options), objective(tokens), len(tokens)
         picks = order(worth, number, range(number))
@@ -145,7 +149,7 @@ def test_dart(pivots, shape):
     rows, columns, grids, text, heads, width = shape
     visual, words = pivots
     pruner = make_pruner("dart", pivots_visual=visual, pivots_text=words)
-    for seed in range(2):
+    for seed in seeds(shape):
         tokens = everything(rows, columns, grids, heads, width, text, seed)
         for count in budgets(len(tokens)):
             assert picked(pruner, tokens, count) == ranking.dart(tokens, count, visual, words)
@@ -165,7 +169,7 @@ def test_dart(pivots, shape):
 )
 def test_vlm_pruner(options, shape):
     rows, columns, grids, text, heads, width = shape
-    for seed in range(2):
+    for seed in seeds(shape):
         tokens = everything(rows, columns, grids, heads, width, text, seed)
         for count in budgets(len(tokens)):
             kept = picked(make_pruner("vlm-pruner", **options), tokens, count)
@@ -178,7 +182,7 @@ def test_vlm_pruner(options, shape):
 def test_sparsevlm_selects_and_recycles(recycle, version, shape):
     rows, columns, grids, text, heads, width = shape
     pruner = make_pruner({1: "sparsevlm", 2: "sparsevlm-v2"}[version], recycle=recycle)
-    for seed in range(2):
+    for seed in seeds(shape):
         tokens = everything(rows, columns, grids, heads, width, text, seed)
         rated_by = ranking.raters(tokens)
         for count in budgets(len(tokens)):
@@ -203,3 +207,91 @@ def test_sparsevlm_asks_the_raters_of_its_first_stage(version):
         assert pruner.select(later, 4).tolist() == ranking.sparsevlm(later, 4, rated_by, version)[0]
         different += ranking.raters(later) != rated_by
     assert different
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("sparsevlm", (2, 6, 15)), ("pyramiddrop", (8, 16, 24)), ("v2drop", (2, 8, 16)), ("tops", (12, 24))],
+)
+def test_stages_are_those_of_a_decoder_of_32_layers_scaled(name, layers):
+    refused = 0
+    for chosen in (layers, tuple(layer - 1 for layer in layers), tuple(layer + 6 for layer in layers)):
+        pruner = make_pruner(name, layers=chosen)
+        for depth in [*range(2, 40), 48, 61, 80]:
+            expected = ranking.stages(chosen, depth)
+            if expected[-1] > depth - 1:
+                refused += 1
+                with pytest.raises(AdaptPruneError):
+                    pruner.stages(depth)
+            else:
+                assert pruner.stages(depth) == ((0, *expected) if name == "tops" else tuple(expected)), (chosen, depth)
+    assert refused
+
+
+SIZES = [1, 2, 3, 10, 35, 36, 64, 100, 144, 250, 256, 575, 576, 577, 729, 1024, 2880]
+
+
+def asked(sizes: list[int] = SIZES) -> list[tuple[int, int]]:
+    """Sizes, and how many of them are asked for."""
+    return [
+        (size, count)
+        for size in sizes
+        for count in sorted({1, 2, 5, size // 9, size // 3, size // 2, size - 1})
+        if 0 < count < size
+    ]
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_counts_of_sparsevlm(version):
+    name = {1: "sparsevlm", 2: "sparsevlm-v2"}[version]
+    for published, counts in ranking.TABLES[version].items():
+        assert tuple(make_pruner(name, num_keep=published).counts(576, 32).values()) == tuple(
+            np.minimum.accumulate(counts)
+        )
+    for size, count in [*asked(), *((576, count) for count in range(1, 576))]:
+        counts = make_pruner(name, num_keep=count).counts(size, 32)
+        assert list(counts) == [2, 6, 15]
+        assert list(counts.values()) == ranking.sparsevlm_counts(count, size, version), (size, count)
+    assert set(make_pruner(name, keep_ratio=1.0).counts(576, 32).values()) == {576}
+
+
+@pytest.mark.parametrize("name", ["pyramiddrop", "v2drop"])
+@pytest.mark.parametrize("depth", [32, 28, 7])
+def test_counts_in_a_geometric_row(name, depth):
+    refused = 0
+    for size, count in asked():
+        pruner = make_pruner(name, num_keep=count)
+        stages = pruner.stages(depth)
+        expected = ranking.geometric_counts(count, size, stages, depth)
+        if expected is None:
+            refused += 1
+            with pytest.raises(AdaptPruneError, match="layers"):
+                pruner.counts(size, depth)
+        else:
+            assert pruner.counts(size, depth) == dict(zip(stages, expected, strict=True)), (size, count)
+    assert refused
+    assert make_pruner("pyramiddrop").counts(576, 32) == {8: 288, 16: 144, 24: 72}
+
+
+@pytest.mark.parametrize("depth", [32, 28, 5])
+def test_counts_of_tops(depth):
+    for size, count in asked():
+        pruner = make_pruner("tops", num_keep=count)
+        stages = pruner.stages(depth)
+        expected = ranking.tops_counts(count, size, stages[1:], depth)
+        assert pruner.counts(size, depth) == dict(zip(stages, expected, strict=True)), (size, count)
+
+
+@pytest.mark.parametrize("margin", [0.2, 0.0, 0.35, 1.0])
+def test_counts_of_deft(margin):
+    for size, count in asked():
+        pruner = make_pruner("deft", num_keep=count, margin=margin)
+        assert pruner.counts(size, 28) == dict(zip((0, 14), ranking.deft_counts(count, size, str(margin)), strict=True))
+
+
+def test_divprune_rounds_its_count():
+    pruner = make_pruner("divprune")
+    assert pruner.keep_ratio == 0.098
+    for size in (1, 5, 10, 16, 36, 100, 576, 577, 2880):
+        assert list(pruner.counts(size, 32).values()) == [max(1, round(0.098 * size))]
+    assert list(make_pruner("divprune:num_keep=7").counts(100, 32).values()) == [7]

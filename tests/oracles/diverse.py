@@ -183,13 +183,13 @@ def sensitivity(tokens: VisualTokens, directions: int = 64, step: float = 0.01, 
     assert tokens.project is not None
     count, *shape = tokens.projector_input.shape
     drawn = torch.randn(directions, *shape, generator=torch.Generator("cpu").manual_seed(seed))
+    lengths = drawn.double().flatten(1).square().sum(dim=1).sqrt()
+    moves = step * drawn.double() / lengths.view(-1, *[1] * len(shape))
     result = np.zeros(count)
-    for i in range(count):
-        start = tokens.projector_input[i : i + 1]
-        for direction in drawn.double():
-            move = step * direction / direction.square().sum().sqrt()
-            ahead, behind = (tokens.project((start.double() + way * move).to(start.dtype)) for way in (1, -1))
-            result[i] += float((ahead.double() - behind.double()).square().sum().sqrt()) / (2 * step) / directions
+    for i, start in enumerate(tokens.projector_input):
+        ahead, behind = (tokens.project((start.double() + way * moves).to(start.dtype)) for way in (1, -1))
+        moved = (ahead.double() - behind.double()).square().sum(dim=1).sqrt()
+        result[i] = float(moved.mean()) / (2 * step)
     return result
 
 

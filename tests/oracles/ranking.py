@@ -258,30 +258,37 @@ def sparsevlm_counts(target: int, size: int, version: int = 1) -> list[int]:
 
 
 def geometric_counts(target: int, size: int, stages: Sequence[int], num_layers: int) -> list[int] | None:
-    """size * q^i with the q by which the mean over layers is target; None where no q above 0 is small enough."""
+    """size * q^i with the q by which the mean over layers is target; None where even q = 0 is too much."""
     ends = [*stages, num_layers]
     spans = [ends[i + 1] - ends[i] for i in range(len(stages))]
     share = target / size
-    if stages[0] / num_layers >= share:
+    if stages[0] * size > target * num_layers:
         return None
     roots = np.roots([*reversed(spans), stages[0] - share * num_layers])
-    ratio = next(float(r.real) for r in roots if abs(r.imag) < 1e-9 and 0 < r.real <= 1 + 1e-9)
+    ratio = next(float(r.real) for r in roots if abs(r.imag) < 1e-9 and -1e-12 < r.real <= 1 + 1e-9)
     return [max(1, math.floor(size * ratio ** (i + 1) + 1e-9)) for i in range(len(stages))]
 
 
 def tops_counts(target: int, size: int, stages: Sequence[int], num_layers: int) -> list[int]:
-    """2T, T and T/4 with the largest T whose mean over layers is no more than was asked for."""
+    """2T, T and T//4, none above the size, of the T, rounded down, by which their mean over layers is what was asked.
 
-    def counts(number: int) -> list[int]:
-        return [min(size, 2 * number), min(size, number), max(1, number // 4)]
+    That mean rises with T in straight lines, which bend where 2T, T and T/4 reach the size.
+    """
+    first, second = stages
+    spans, factors = (first, second - first, num_layers - second), (Fraction(2), Fraction(1), Fraction(1, 4))
 
-    def mean(number: int) -> Fraction:
-        first, second, third = counts(number)
-        one, two = stages
-        return Fraction(first * one + second * (two - one) + third * (num_layers - two), num_layers)
+    def total(number: Fraction) -> Fraction:
+        return sum((span * min(size, factor * number) for span, factor in zip(spans, factors, strict=True)), Fraction(0))
 
-    fitting = [number for number in range(1, size + 1) if mean(number) <= target]
-    return counts(max(fitting, default=1))
+    low = Fraction(0)
+    for high in (Fraction(size, 2), Fraction(size), Fraction(4 * size)):
+        if total(high) >= target * num_layers:
+            slope = (total(high) - total(low)) / (high - low)
+            number = low + (target * num_layers - total(low)) / slope
+            break
+        low = high
+    whole = max(1, math.floor(number))
+    return [max(1, min(size, math.floor(factor * whole))) for factor in factors]
 
 
 def deft_counts(target: int, size: int, margin: str = "0.2") -> list[int]:
