@@ -17,9 +17,8 @@ def likeness_to_text(tokens: VisualTokens, sign: str) -> Tensor:
     """The mean cosine of each token to the instruction's embeddings, (N,) float64, with a sign."""
     assert tokens.features is not None
     assert tokens.text is not None
-    mean = directions(tokens.features) @ directions(tokens.text).mean(
-        dim=0
-    )  # the mean of cosines is the cosine to their mean
+    # the mean of cosines is the product with the directions' mean
+    mean = directions(tokens.features) @ directions(tokens.text).mean(dim=0)
     return -mean if sign == "negative" else mean
 
 
