@@ -180,7 +180,7 @@ def test_tops_counts():
     # once all are kept before the decoder: 12 * 100 + 12 T + 2 T = 32 * 60 gives T = 51.4
     assert make_pruner("tops:keep_ratio=0.6").counts(100, 32) == {0: 100, 12: 51, 24: 12}
     assert make_pruner("tops:keep_ratio=0.01").counts(10, 32) == {0: 2, 12: 1, 24: 1}
-    with pytest.raises(AdaptPruneError, match=r"tops with layers=\(12, 24\).*last one is 1"):
+    with pytest.raises(AdaptPruneError, match=r"layers=\(12, 24\).*last one is 1"):
         pruner.stages(2)
 
 

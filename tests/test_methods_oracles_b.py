@@ -323,7 +323,7 @@ def test_tome():
 @pytest.mark.parametrize("weights", [None, (0.5, 0.0, -1.0, 2.0)])
 def test_hawk(weights):
     for tokens, keep in cases():
-        options = {} if weights is None else {"weights": weights}
+        options = {} if weights is None else {"weights_of_heads": weights}
         same("hawk", tokens, keep, picks.hawk(array(tokens.affinity), keep, weights), **options)
 
 

@@ -28,7 +28,7 @@ class AdaptPruneEncoder(Pruner):
     ----------
     cue : {"tower", "affinity"}
         "tower": the attention of its class token, else what a token receives, at its last layer but one. "affinity":
-        HAWK's score, less its lowest.
+        HAWK's score, raised to 0 if its lowest is below.
     distance_limit, distance_sigma, similarity_sigma, centre_sigma, backend
         As AdaptPrune has them; similarity is the cosine of projected features.
     """
@@ -62,7 +62,7 @@ class AdaptPruneEncoder(Pruner):
         else:
             assert tokens.affinity is not None
             attention = matched(tokens.affinity)
-            attention = attention - attention.min()
+            attention = attention - attention.min().clamp_max(0)  # the NMS takes nothing below 0
         return attention * centre_weight(tokens.coords, self.centre_sigma).to(attention)
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from adaptprune.checks import one_of
 from adaptprune.cues import VisualTokens, min_max
-from adaptprune.methods.similar import SIGNS, likeness_to_text, unit
+from adaptprune.methods.similar import SIGNS, likeness_to_text
 from adaptprune.ops import dpp, max_min
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner
 
 FORMS = {
@@ -75,6 +76,6 @@ class CenPrune(Pruner):
 
 def distinctiveness(features: Tensor) -> Tensor:
     """Minus the mean cosine of each token to all others, (N,) float64; 0 of a single one."""
-    directions = unit(features)
-    own = directions.square().sum(dim=1)
-    return -(directions @ directions.sum(dim=0) - own) / max(1, len(own) - 1)
+    unit = directions(features)
+    own = unit.square().sum(dim=1)
+    return -(unit @ unit.sum(dim=0) - own) / max(1, len(own) - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from adaptprune.checks import fraction
 from adaptprune.cues import VisualTokens
 from adaptprune.methods.schedules import within
+from adaptprune.methods.similar import tower_attention
 from adaptprune.pruner import Pruner
 
 
@@ -65,6 +66,6 @@ class DeFT(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         if not tokens.layer:
-            return tokens.tower[-2].attention.double().mean(dim=0)
+            return tower_attention(tokens)
         assert tokens.rows is not None
         return tokens.rows.double().mean(dim=(0, 1))

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from adaptprune.checks import fraction, positive
 from adaptprune.cues import VisualTokens, min_max
-from adaptprune.methods.similar import unit
 from adaptprune.ops import facility_location
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner, highest
 
 #: By publication: how sharp a text token's distribution over the picture is, and how sharply entropies count.
@@ -59,14 +59,14 @@ class EADP(Pruner):
     def score(self, tokens: VisualTokens) -> Tensor:
         assert tokens.features is not None
         assert tokens.text is not None
-        visual, text = unit(tokens.features), tokens.text.detach().double()
-        alike = -unit(text) @ visual.T  # (T, N)
+        visual, text = directions(tokens.features), tokens.text.detach().double()
+        alike = -directions(text) @ visual.T  # (T, N)
         log_share = torch.log_softmax(SHARPNESS * alike, dim=1)
         entropy = -(log_share.exp() * log_share).sum(dim=1)
         count = max(1, math.ceil(self.entropy_share * len(text) - 1e-9))
         sharp = highest(-entropy, count)
         local = torch.softmax(-entropy[sharp] / ENTROPY_SCALE, dim=0) @ alike[sharp]
-        overall = -visual @ unit(text.mean(dim=0))
+        overall = -visual @ directions(text.mean(dim=0))
         return smoothed(min_max(overall / 2 + local / 2), tokens.coords) ** self.beta
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:

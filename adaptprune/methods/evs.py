@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
-from adaptprune.methods.similar import unit
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner
 
 
@@ -36,7 +36,7 @@ class EVS(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         assert tokens.features is not None
-        features, coords = unit(tokens.features), tokens.coords.tolist()
+        features, coords = directions(tokens.features), tokens.coords.tolist()
         frames = sorted({grid for grid, _, _ in coords})
         if len(frames) < 2:
             raise AdaptPruneError(

@@ -11,7 +11,8 @@ from torch import Tensor
 from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
 from adaptprune.methods.quotas import quotas
-from adaptprune.methods.similar import tower_attention, unit
+from adaptprune.methods.similar import tower_attention
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner, highest
 
 
@@ -49,7 +50,7 @@ class HoloV(Pruner):
 
     def score(self, tokens: VisualTokens) -> Tensor:
         assert tokens.features is not None
-        features = unit(tokens.features)
+        features = directions(tokens.features)
         cosine = (features @ features.T).fill_diagonal_(0)
         return 1e3 * tower_attention(tokens) + 0.09 * cosine.var(dim=1, correction=0)
 

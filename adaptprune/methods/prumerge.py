@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
-from adaptprune.methods.similar import unit
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner, highest
 
 
@@ -70,7 +70,7 @@ class PruMerge(Pruner):
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
         score, hidden = self.score(tokens), tokens.hidden.double()
         stay = self._stay(score, keep.numel())
-        keys = unit(tokens.tower[-1].keys.detach().double().movedim(0, 1).flatten(1))
+        keys = directions(tokens.tower[-1].keys.detach().double().movedim(0, 1).flatten(1))
         alike = keys[stay] @ keys.T
         alike[torch.arange(len(stay), device=alike.device), stay] = -torch.inf
         count = min(self.neighbours, len(tokens) - 1)

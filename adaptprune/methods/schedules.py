@@ -25,15 +25,15 @@ def scaled(layers: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
     for layer in layers:
         earliest = stages[-1] + 1 if stages else 1
         stages.append(max(earliest, math.floor(layer * num_layers / PUBLISHED_DEPTH + 0.5)))
-    return within(tuple(stages), num_layers)
+    return within(tuple(stages), num_layers, f" (layers={layers} of {PUBLISHED_DEPTH})")
 
 
-def within(stages: tuple[int, ...], num_layers: int) -> tuple[int, ...]:
+def within(stages: tuple[int, ...], num_layers: int, told: str = "") -> tuple[int, ...]:
     """The stages, if they are different layers of the decoder; AdaptPruneError otherwise."""
     if stages[-1] > num_layers - 1 or len(set(stages)) < len(stages):
         raise AdaptPruneError(
-            f"this decoder has {num_layers} layers (0 to {num_layers - 1}), and tokens would leave before layers "
-            f"{', '.join(map(str, stages))}: use a rule that acts once, such as fastv"
+            f"tokens would leave before layers {', '.join(map(str, stages))}{told}, and this decoder's last one is "
+            f"{num_layers - 1}: use a rule that acts once, such as fastv"
             + (", or earlier `layers`." if num_layers > len(stages) else ".")
         )
     return stages

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from adaptprune.cues import VisualTokens
+from adaptprune.ops.vectors import directions
 
 SIGNS = {
     "negative": "tokens unlike the instruction count as relevant, as LLaVA's published code has it",
@@ -13,18 +13,12 @@ SIGNS = {
 }
 
 
-def unit(rows: Tensor) -> Tensor:
-    """Rows of length 1, in float64; zeros stay zeros."""
-    wide = rows.detach().double()
-    norm = wide.norm(dim=-1, keepdim=True)
-    return torch.where(norm > 0, wide / torch.where(norm > 0, norm, 1), 0)
-
-
 def likeness_to_text(tokens: VisualTokens, sign: str) -> Tensor:
     """The mean cosine of each token to the instruction's embeddings, (N,) float64, with a sign."""
     assert tokens.features is not None
     assert tokens.text is not None
-    mean = unit(tokens.features) @ unit(tokens.text).mean(dim=0)  # the mean of cosines is the cosine to their mean
+    # the mean of cosines is the product with the directions' mean
+    mean = directions(tokens.features) @ directions(tokens.text).mean(dim=0)
     return -mean if sign == "negative" else mean
 
 

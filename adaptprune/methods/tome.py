@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.cues import VisualTokens
-from adaptprune.methods.similar import unit
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner
 
 
@@ -18,7 +18,7 @@ class ToMe(Pruner):
     """Bipartite soft matching, repeated, on projected features (after https://arxiv.org/abs/2210.09461).
 
     The tokens are split into those at even places, a, and at odd ones, b; each of a is tied to the one of b that its
-    feature is most like (cosine), and the strongest ties are merged: means, weighted by how many tokens each stands for.
+    feature is most like (cosine), and the strongest ties are merged: means, weighted by how many tokens each is made of.
     At most half of the tokens leave at a time. A merged token goes on at the place of the one of b.
     """
 
@@ -53,8 +53,8 @@ class ToMe(Pruner):
         alive = owners
         while len(alive) > num_keep:
             even, odd = alive[::2], alive[1::2]
-            directions = unit(sums)
-            alike, partner = (directions[even] @ directions[odd].T).max(dim=1)
+            unit = directions(sums)
+            alike, partner = (unit[even] @ unit[odd].T).max(dim=1)
             count = min(len(alive) - num_keep, len(even))
             strongest = torch.sort(alike, descending=True, stable=True).indices[:count]
             gone, into = even[strongest], odd[partner[strongest]]

@@ -13,8 +13,8 @@ from torch import Tensor
 from adaptprune.checks import not_negative
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
+from adaptprune.methods.schedules import check_layers, scaled
 from adaptprune.methods.similar import tower_attention
-from adaptprune.methods.stages import PUBLISHED, scaled
 from adaptprune.ops import balanced
 from adaptprune.pruner import Pruner
 
@@ -53,12 +53,7 @@ class TOPS(Pruner):
     cost: ClassVar[str] = "O(N^2 (D + M))"
 
     def __post_init__(self) -> None:
-        deep = self.layers
-        fits = isinstance(deep, tuple) and len(deep) == 2 and all(type(each) is int for each in deep)
-        if not fits or not 1 <= deep[0] < deep[1] < PUBLISHED:
-            raise AdaptPruneError(
-                f"layers={deep!r} is not allowed: it is two ascending whole numbers from 1 to {PUBLISHED - 1}."
-            )
+        check_layers(self.layers, count=2)
         for option in ("alpha", "coverage"):
             not_negative(option, getattr(self, option))
             if math.isinf(getattr(self, option)):
@@ -77,7 +72,7 @@ class TOPS(Pruner):
         return 0  # its later stages alone look at attention
 
     def stages(self, num_layers: int) -> tuple[int, ...]:
-        return (0, *scaled(self.name, self.layers, num_layers))
+        return (0, *scaled(self.layers, num_layers))
 
     def counts(self, size: int, num_layers: int) -> dict[int, int]:
         stages, asked = self.stages(num_layers), self.target(size)

@@ -24,7 +24,7 @@ class VidCom2(Pruner):
 
     Likeness to a centre (a mean) is ``sum_a exp(-d^2 / 2a)`` over a = 1/8, 1/4, ... 2, d the distance in the half of the
     channels that vary least. A frame's share of the budget is ``base (1 + p - mean p)``, p the softmax over frames of
-    its mean likeness to the video, negated, at temperature 0.01. Frames are the grids that share a budget.
+    their mean likeness (to both centres), negated, at temperature 0.01. Frames are the grids that share a budget.
 
     Parameters
     ----------
@@ -61,7 +61,7 @@ class VidCom2(Pruner):
             (tokens.coords[:, 0] == frame).nonzero()[:, 0].to(score.device)
             for frame in tokens.coords[:, 0].unique().tolist()
         ]
-        special = torch.softmax(-torch.stack([whole[frame].mean() for frame in members]) / TEMPERATURE, dim=0)
+        special = torch.softmax(torch.stack([score[frame].mean() for frame in members]) / TEMPERATURE, dim=0)
         weights = (1 + special - special.mean()).tolist()
         shares = quotas(num_keep, weights, [len(frame) for frame in members])
         kept = [frame[highest(score[frame], share)] for frame, share in zip(members, shares, strict=True)]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptprune.checks import fraction
 from adaptprune.cues import VisualTokens
-from adaptprune.methods.similar import unit
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner, highest
 
 
@@ -62,7 +62,7 @@ class VisionZip(Pruner):
         hidden = tokens.hidden
         merged = hidden[targets].double()
         if len(targets) and len(others):
-            keys = unit(tokens.tower[-2].keys.detach().double().mean(dim=0))
+            keys = directions(tokens.tower[-2].keys.detach().double().mean(dim=0))
             nearest = (keys[others] @ keys[targets].T).argmax(dim=1)
             counts = torch.bincount(nearest, minlength=len(targets)).clamp_min(1)
             sums = torch.zeros_like(merged).index_add_(0, nearest, hidden[others].double())

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from adaptprune.checks import fraction
 from adaptprune.cues import VisualTokens
-from adaptprune.methods.similar import tower_attention, unit
+from adaptprune.methods.similar import tower_attention
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner
 
 STEP = 8  # tokens that are left out at a time
@@ -55,7 +56,7 @@ class VisPruner(Pruner):
         assert tokens.features is not None
         order = torch.sort(self.score(tokens), descending=True, stable=True).indices
         count = int(num_keep * self.important)
-        features, listed = unit(tokens.features), order[count:]
+        features, listed = directions(tokens.features), order[count:]
         cosine = features @ features.T
         while (excess := len(listed) - (num_keep - count)) > 0:
             even, odd = listed[::2], listed[1::2]
