@@ -96,6 +96,8 @@ class Pruner:
     site: ClassVar[str] = "decoder"
     #: Whether the rule itself finds how many tokens stay; what was asked for is the most that may.
     adaptive: ClassVar[bool] = False
+    #: Whether `merge` holds for kept tokens that `select` did not choose, too (those of `coordinate_tokens`).
+    merges_beside: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         ratio = self.keep_ratio
@@ -111,10 +113,10 @@ class Pruner:
         one_of("positions", self.positions, POSITIONS)
         not_negative("key_bias", self.key_bias)
         fraction("coordinate_tokens", self.coordinate_tokens)
-        if self.coordinate_tokens and type(self).merge is not Pruner.merge:
+        if self.coordinate_tokens and type(self).merge is not Pruner.merge and not self.merges_beside:
             raise AdaptPruneError(
-                f"coordinate_tokens={self.coordinate_tokens} does not go with {self.name!r}, which merges tokens: use 0, or "
-                "a rule that only chooses."
+                f"coordinate_tokens={self.coordinate_tokens} does not go with {self.name!r}, which merges all that it "
+                "drops: use 0, or a rule that only chooses."
             )
         if self.layer < self.smallest_layer:
             raise AdaptPruneError(

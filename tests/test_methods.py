@@ -89,13 +89,16 @@ def test_grid_spreads_evenly(rows, columns):
 @pytest.mark.parametrize("method", adaptprune.list_methods())
 @pytest.mark.parametrize("grids", [1, 2, 5])
 def test_every_method_keeps_exactly_what_is_asked(method, grids):
-    seen = tokens(4, 5, grids)
+    seen, pruner = tokens(4, 5, grids), make_pruner(method)
+    if method == "evs" and grids == 1:
+        pytest.skip("it compares frames, and refuses a single one")
     for number in (1, 2, 7, len(seen) - 1, len(seen)):
-        kept = make_pruner(method).select(seen, number)
+        kept = pruner.select(seen, number)
         assert kept.dtype == torch.int64
         assert kept.tolist() == sorted(set(kept.tolist()))
         assert 1 <= len(kept) <= number
-        assert len(kept) == number or method == "pool"  # which keeps whole rows and columns of cells
+        # pool keeps whole rows and columns of cells
+        assert len(kept) == number or method == "pool" or pruner.adaptive
         assert 0 <= kept.min() <= kept.max() < len(seen)
 
 

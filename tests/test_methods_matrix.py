@@ -196,7 +196,7 @@ def test_thousands_of_tokens(method):
 
 @every_method
 def test_a_rules_spec_makes_it_again(method):
-    for options in ({}, {"keep_ratio": 0.75}, {"num_keep": 7}, {"coordinate_tokens": 0.05, "positions": "packed"}):
+    for options in ({}, {"keep_ratio": 0.75}, {"num_keep": 7}, {"key_bias": 0.5, "positions": "packed"}):
         pruner = make_pruner(method, **options)
         assert make_pruner(pruner.spec()) == pruner
         assert make_pruner(pruner.spec()).spec() == pruner.spec()
@@ -204,6 +204,11 @@ def test_a_rules_spec_makes_it_again(method):
 
 @every_method
 def test_coordinate_tokens_stay(method):
+    usual = make_pruner(method)
+    if type(usual).merge is not Pruner.merge and not usual.merges_beside:
+        with pytest.raises(AdaptPruneError, match="does not go with .* merges all that it drops"):
+            make_pruner(method, coordinate_tokens=0.05)
+        return
     pruner = make_pruner(method, coordinate_tokens=0.05)
     tokens = everything(4, 6, 3)
     for seen, want in staged(pruner, tokens, 30):

@@ -26,12 +26,12 @@ class HoloV(Pruner):
 
     Parameters
     ----------
-    crops : int, optional
-        How many runs; None is ``int(1.78 N / M)``, as it is done for Qwen's models.
+    crops : int
+        How many runs; 0 is ``int(1.78 N / M)``, as it is done for Qwen's models.
     """
 
     layer: int = 0
-    crops: int | None = 16
+    crops: int = 16
 
     name: ClassVar[str] = "holov"
     summary: ClassVar[str] = "quotas for 16 runs of the picture, the tower's attention within each"
@@ -40,8 +40,7 @@ class HoloV(Pruner):
     cost: ClassVar[str] = "O(N^2 D)"
 
     def __post_init__(self) -> None:
-        if self.crops is not None:
-            whole("crops", self.crops, 1, 2**31)
+        whole("crops", self.crops, 0, 2**31)
         super().__post_init__()
 
     @property
@@ -56,7 +55,7 @@ class HoloV(Pruner):
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         attention, score, size = tower_attention(tokens), self.score(tokens), len(tokens)
-        crops = int(1.78 * size / num_keep) if self.crops is None else self.crops
+        crops = self.crops or int(1.78 * size / num_keep)
         runs = torch.arange(size).tensor_split(max(1, min(crops, size)))
         shares = quotas(num_keep, [_weight(score[run], attention[run]) for run in runs], [len(run) for run in runs])
         kept = [run[highest(attention[run], share).cpu()] for run, share in zip(runs, shares, strict=True)]

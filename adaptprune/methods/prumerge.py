@@ -64,8 +64,7 @@ class PruMerge(Pruner):
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         score = self.score(tokens)
         stay = self._stay(score, num_keep)
-        extra = self._extra(score, stay) if len(stay) < num_keep else stay[:0]
-        return torch.cat([stay, extra]).sort().values
+        return torch.cat([stay, self._extra(score, stay)]).sort().values
 
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
         score, hidden = self.score(tokens), tokens.hidden.double()
@@ -78,17 +77,15 @@ class PruMerge(Pruner):
         merged = hidden[stay] + (score[near][..., None] * hidden[near]).sum(dim=1)
         states = hidden.clone()
         states[stay] = merged
-        if len(stay) < keep.numel():
-            gone = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
-            gone[stay] = False
-            states[self._extra(score, stay)] = score[gone] @ hidden[gone]
+        gone = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
+        gone[stay] = False
+        states[self._extra(score, stay)] = score[gone] @ hidden[gone]
         return states[keep].to(tokens.hidden.dtype)
 
     def _stay(self, score: Tensor, num_keep: int) -> Tensor:
         """The outliers, ascending: all that fit beside one more token."""
         outliers = self._outliers(score)
-        room = max(1, num_keep - 1) if num_keep < len(score) else len(score)
-        return outliers if len(outliers) <= room else outliers[highest(score[outliers], room)]
+        return outliers if len(outliers) < num_keep else outliers[highest(score[outliers], num_keep - 1)]
 
     @staticmethod
     def _outliers(score: Tensor) -> Tensor:
@@ -98,11 +95,11 @@ class PruMerge(Pruner):
 
     @staticmethod
     def _extra(score: Tensor, stay: Tensor) -> Tensor:
-        """The dropped token of highest attention, (1,) or none."""
+        """The dropped token of highest attention, (1,)."""
         left = torch.ones(len(score), dtype=torch.bool, device=score.device)
         left[stay] = False
         others = left.nonzero()[:, 0]
-        return others[highest(score[others], min(1, len(others)))]
+        return others[highest(score[others], 1)]
 
 
 @dataclass(frozen=True)
@@ -116,8 +113,7 @@ class PruMergePlus(PruMerge):
     summary: ClassVar[str] = "as prumerge, and tokens at equal steps"
 
     def _stay(self, score: Tensor, num_keep: int) -> Tensor:
-        room = max(1, num_keep - 1) if num_keep < len(score) else len(score)
-        outliers = self._outliers(score)
+        outliers, room = self._outliers(score), num_keep - 1
         if len(outliers) >= room:
             return outliers[highest(score[outliers], room)]
         step = max(1, int(int(1 / (len(outliers) / len(score))) / 3))

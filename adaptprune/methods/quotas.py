@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 def apportion(total: int, sizes: Sequence[float]) -> list[int]:
     """Split `total` in proportion to `sizes`, which are not all 0 (largest remainders; ties to the earlier part)."""
-    exact = [total * size / sum(sizes) for size in sizes]
+    exact = [round(total * size / sum(sizes), 9) for size in sizes]  # equal but for rounding is equal
     shares = [math.floor(share) for share in exact]
     by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
     for i in by_remainder[: total - sum(shares)]:

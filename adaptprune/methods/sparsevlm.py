@@ -54,6 +54,7 @@ class SparseVLM(Staged):
     recycle: float = 0.3
 
     name: ClassVar[str] = "sparsevlm"
+    merges_beside: ClassVar[bool] = True
     summary: ClassVar[str] = "in stages, what the words that matter attend to; clusters of the rest"
     paper: ClassVar[str] = "arXiv 2410.04417"
     cost: ClassVar[str] = "O(HTN + N^2 D)"

@@ -18,8 +18,8 @@ class ToMe(Pruner):
     """Bipartite soft matching, repeated, on projected features (after https://arxiv.org/abs/2210.09461).
 
     The tokens are split into those at even places, a, and at odd ones, b; each of a is tied to the one of b that its
-    feature is most like (cosine), and the strongest ties are merged: means, weighted by how many tokens each is made of.
-    At most half of the tokens leave at a time. A merged token goes on at the place of the one of b.
+    feature is most like (cosine), and the strongest ties are merged: means, weighted by how many tokens each stands
+    for. At most half of the tokens leave at a time. A merged token goes on at the place of the one of b.
     """
 
     layer: int = 0

@@ -22,9 +22,9 @@ TEMPERATURE = 0.01
 class VidCom2(Pruner):
     """Keep what is least like the centre of the video and of its frame (https://arxiv.org/abs/2505.14454).
 
-    Likeness to a centre (a mean) is ``sum_a exp(-d^2 / 2a)`` over a = 1/8, 1/4, ... 2, d the distance in the half of the
-    channels that vary least. A frame's share of the budget is ``base (1 + p - mean p)``, p the softmax over frames of
-    their mean likeness (to both centres), negated, at temperature 0.01. Frames are the grids that share a budget.
+    Likeness to a centre (a mean) is ``sum_a exp(-d^2 / 2a)`` over a = 1/8, 1/4, ... 2, d the distance in the half of
+    the channels that vary least. A frame's share of the budget is ``base (1 + p - mean p)``, p the softmax over frames
+    of their mean likeness (to both centres), negated, at temperature 0.01. Frames are the grids that share a budget.
 
     Parameters
     ----------

@@ -20,9 +20,10 @@ class VisionZip(Pruner):
 
     Of M tokens, ``floor(contextual * M)`` are contextual. The dominant ones are the tower's class token itself, where
     there is one, and the patches of highest attention (summed over heads, last layer but one). Of the rest, contextual
-    targets stand at equal steps; each other token is assigned to the target that its key (mean over heads, of length 1)
-    is most like, and a target goes on as itself plus the mean of what was assigned to it. Order: class token, dominant
-    patches, contextual tokens; the places are those of the patches that stay, and of one more patch for the class token.
+    targets stand at equal steps; each other token is assigned to the target that its key (mean over heads, of length
+    1) is most like, and a target goes on as itself plus the mean of what was assigned to it. Order: class token,
+    dominant patches, contextual tokens; the places are those of the patches that stay, and of one more patch for the
+    class token.
 
     Parameters
     ----------

@@ -43,7 +43,8 @@ def shares(total: int, weights: Sequence[float], room: Sequence[int]) -> list[in
         exact = {i: Fraction(float(weights[i])) for i in open_}
         if not sum(exact.values()):
             exact = dict.fromkeys(open_, Fraction(1))
-        part = {i: total * exact[i] / sum(exact.values()) for i in open_}
+        # what differs by rounding alone is a tie
+        part = {i: round(total * exact[i] / sum(exact.values()), 9) for i in open_}
         given = {i: math.floor(part[i]) for i in open_}
         for i in sorted(open_, key=lambda i: (given[i] - part[i], i))[: total - sum(given.values())]:
             given[i] += 1
