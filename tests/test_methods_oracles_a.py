@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 
 import numpy as np
@@ -295,3 +296,19 @@ def test_divprune_rounds_its_count():
     for size in (1, 5, 10, 16, 36, 100, 576, 577, 2880):
         assert list(pruner.counts(size, 32).values()) == [max(1, round(0.098 * size))]
     assert list(make_pruner("divprune:num_keep=7").counts(100, 32).values()) == [7]
+
+
+@pytest.mark.parametrize("name", ["pyramiddrop", "v2drop"])
+@pytest.mark.parametrize("option", ["keep_ratio", "num_keep"])
+def test_what_a_refusal_names_is_the_least_that_works(name, option):
+    for depth in (32, 28, 7):
+        for size in (100, 576):
+            with pytest.raises(AdaptPruneError) as refused:
+                make_pruner(name, **{option: 0.001 if option == "keep_ratio" else 1}).counts(size, depth)
+            least = re.findall(rf"{option}=([\d.]*\d)", str(refused.value))[-1]
+            if option == "num_keep":
+                make_pruner(name, num_keep=int(least)).counts(size, depth)
+                with pytest.raises(AdaptPruneError):
+                    make_pruner(name, num_keep=int(least) - 1).counts(size, depth)
+            else:
+                make_pruner(name, keep_ratio=float(least)).counts(size, depth)

@@ -278,7 +278,9 @@ def tops_counts(target: int, size: int, stages: Sequence[int], num_layers: int) 
     spans, factors = (first, second - first, num_layers - second), (Fraction(2), Fraction(1), Fraction(1, 4))
 
     def total(number: Fraction) -> Fraction:
-        return sum((span * min(size, factor * number) for span, factor in zip(spans, factors, strict=True)), Fraction(0))
+        return sum(
+            (span * min(size, factor * number) for span, factor in zip(spans, factors, strict=True)), Fraction(0)
+        )
 
     low = Fraction(0)
     for high in (Fraction(size, 2), Fraction(size), Fraction(4 * size)):
