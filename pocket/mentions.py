@@ -17,10 +17,10 @@ from adaptprune.tabletop.phrases import NOUNS, PLURAL_NOUNS
 from adaptprune.tabletop.questions import Question
 from adaptprune.tabletop.scenes import Scene, Thing
 from adaptprune.tabletop.vocabulary import COLOUR_NAMES, COLUMNS, IMAGE_SIZE, PLURALS, ROWS, SHAPES
+from pocket.shares import MOST
 from pocket.turns import Words
 
 LOOKUP_LAYER, NEIGHBOUR_LAYER = 3, 4  # layers after which the heads read
-MOST = 12  # things on a table
 LOOKUP = {"count": MOST + 1, "colour": len(COLOUR_NAMES), "shape": len(SHAPES), "row": 3, "column": 3}
 NEIGHBOUR = {"near colour": len(COLOUR_NAMES), "near shape": len(SHAPES)}
 COMPARED = ("left", "above", "smaller", "fewer")  # what the first of two phrases can be, compared with the second
