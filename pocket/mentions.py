@@ -143,7 +143,7 @@ class MentionHeads(nn.Module):
             target = mentions.classes[:, number]
             valid = target != IGNORE
             if valid.any():
-                weight = torch.tensor(COUNT_WEIGHTS) if many and name == "count" else None
+                weight = logits.new_tensor(COUNT_WEIGHTS) if many and name == "count" else None
                 factor = 1 if weight is None else 2
                 terms.append(factor * F.cross_entropy(logits[valid], target[valid], weight))
                 right[name] = (logits[valid].argmax(-1) == target[valid]).float().mean().item()

@@ -50,7 +50,9 @@ def moved(value: Any, device: str | torch.device) -> Any:
     if isinstance(value, dict):
         return {name: moved(one, device) for name, one in value.items()}
     if is_dataclass(value) and not isinstance(value, type):
-        return replace(value, **{one.name: moved(getattr(value, one.name), device) for one in fields(value) if one.init})
+        return replace(
+            value, **{one.name: moved(getattr(value, one.name), device) for one in fields(value) if one.init}
+        )
     return value
 
 

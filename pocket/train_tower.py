@@ -240,7 +240,9 @@ def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
         hits["offset"].append((patches["offset"] - labels["offset"])[on_thing].abs().flatten())
         hits["place"].append((patches["place"] - labels["place"]).abs().flatten() * (GRID - 1) / 2)
         hits["radius"].append((patches["radius"][..., 0] - labels["radius"])[on_thing].abs())
-        sums = torch.zeros(len(scenes), MOST + 1, device=device).scatter_add_(1, labels["thing"] + 1, patches["share"].exp())[:, 1:]
+        sums = torch.zeros(len(scenes), MOST + 1, device=device).scatter_add_(
+            1, labels["thing"] + 1, patches["share"].exp()
+        )[:, 1:]
         hits["sum"].append((sums - 1)[sums > 0].abs())
         if whole is None:
             continue

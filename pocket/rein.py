@@ -1,0 +1,51 @@
+"""Keeps queries and keys in reach where the architecture does not normalise them.
+
+Contract: after a step, `Rein.tighten` scales down the rows that make the queries or keys of a head, if these were longer
+than a limit in the last forward pass. Muon moves every direction of a matrix by the same amount, so that scores would
+grow with every step until attention sees one token only; a norm behind the projections, as in Qwen 3, forgives that.
+"""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+MEASURING = "sdpa_measuring"
+LIMIT = 16.0  # score of a query and a key of root mean square length that point the same way
+
+
+def _note(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+    if getattr(module, "lengths", None) is not None:
+        with torch.no_grad():
+            module.lengths = tuple(one.square().sum(-1).mean((0, 2)).sqrt() for one in (query, key))
+    return sdpa_attention_forward(module, query, key, *args, **kwargs)
+
+
+AttentionInterface.register(MEASURING, _note)
+
+
+class Rein:
+    """Measures the queries and keys of a language model's heads and limits them."""
+
+    def __init__(self, language_model: nn.Module) -> None:
+        language_model.config._attn_implementation = MEASURING
+        self._layers = [layer.self_attn for layer in language_model.layers]
+        for layer in self._layers:
+            layer.lengths = ()
+
+    @torch.no_grad()
+    def tighten(self) -> float:
+        """Scale down what was too long; returns the length of the longest, 1 being the limit."""
+        longest = 0.0
+        for layer in self._layers:
+            limit = math.sqrt(LIMIT / layer.scaling)
+            for projection, lengths in zip((layer.q_proj, layer.k_proj), layer.lengths, strict=True):
+                longest = max(longest, lengths.max().item() / limit)
+                factor = (limit / lengths).clamp(max=1).repeat_interleave(layer.head_dim)
+                projection.weight.mul_(factor[:, None])
+                if projection.bias is not None:
+                    projection.bias.mul_(factor)
+        return longest
