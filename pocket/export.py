@@ -29,7 +29,7 @@ def export(run: Path, out: Path, plan: str = "pocket", checkpoint: str | None = 
     architecture.finish(trainer.model)
     model = trainer.model.to(torch.float16)
     model.save_pretrained(out)
-    architecture.make_processor().save_pretrained(out)
+    architecture.save_processor(out)
     path = out / "config.json"
     config = json.loads(path.read_text())
     config["dtype"] = "float32"

@@ -1,8 +1,8 @@
 """Keeps queries and keys in reach where the architecture does not normalise them.
 
-Contract: after a step, `Rein.tighten` scales down the rows that make the queries or keys of a head, if these were longer
-than a limit in the last forward pass. Muon moves every direction of a matrix by the same amount, so that scores would
-grow with every step until attention sees one token only; a norm behind the projections, as in Qwen 3, forgives that.
+Contract: after a step, `Rein.tighten` scales down the rows that make the queries or keys of a head, if these were
+longer than a limit in the last forward pass. Muon moves every direction of a matrix by the same amount, so that scores
+would grow with every step until attention sees one token only; a norm behind the projections, as in Qwen 3, forgives it.
 """
 
 import math

@@ -1,7 +1,7 @@
 """The whole model with everything that only training needs: heads, word groups, and what layers are noted.
 
-Contract: ``PocketTrainer(seer)`` makes a model of the tower's architecture around the tower of ``seer``; its ``forward``
-reads packed turns exactly as the exported model reads the prompts that they stand for.
+Contract: ``PocketTrainer(seer)`` makes a model of the tower's architecture around the tower of ``seer``; its
+``forward`` reads packed turns exactly as the exported model reads the prompts that they stand for.
 """
 
 from functools import partial

@@ -5,6 +5,7 @@ picture of Tabletop has one visual token for each of its 24 x 24 patches, in row
 """
 
 from abc import ABC, abstractmethod
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -62,6 +63,7 @@ class Architecture(ABC):
     def make_tower(self) -> nn.Module:
         """A vision tower as training starts."""
 
+    @abstractmethod
     def start_tower(self, tower: nn.Module) -> None:
         """Change an untrained tower so that it starts by looking at neighbours."""
 
@@ -104,5 +106,9 @@ class Architecture(ABC):
         ``start`` is the position of what would come if there were no picture.
         """
 
-    def finish(self, model: PreTrainedModel) -> None:
+    def finish(self, model: PreTrainedModel) -> None:  # noqa: B027 - most have nothing to do
         """Change a trained model back to what the stock class saves."""
+
+    def save_processor(self, folder: Path) -> None:
+        """Write the processor as plain ``from_pretrained`` reads it."""
+        self.make_processor().save_pretrained(folder)

@@ -4,7 +4,9 @@ Contract: see `Architecture`. Patches of 7 pixels, four of which make one visual
 are the four patches of a token, side by side, before they are merged. Two of its four layers see the whole picture.
 """
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,6 +37,13 @@ from pocket.tokens import make_tokenizer, vocabulary
 PATCH, MERGE, WINDOW = 7, 2, 84  # pixels, patches along a side of a visual token, pixels
 SMALLEST, LARGEST = 56 * 56, IMAGE_SIZE * IMAGE_SIZE  # area of pictures, beyond which they are scaled
 TOWER, HEADS, TEXT = 128, 8, 192
+VIDEO = {
+    "video_processor_type": "Qwen2VLVideoProcessor",
+    "patch_size": PATCH,
+    "merge_size": MERGE,
+    "temporal_patch_size": 2,
+    "size": {"shortest_edge": SMALLEST, "longest_edge": LARGEST},
+}
 LOCAL = 3.0  # how much each frequency adds to the score of the patch that a head looks at, at the start
 # where the heads of each layer look at first, as (row, column) in patches; None: nowhere
 OFFSETS: tuple[tuple[tuple[int, int] | None, ...], ...] = (
@@ -259,6 +268,14 @@ class Qwen(Architecture):
     def finish(self, model: Any) -> None:
         for block in model.model.visual.blocks:
             parametrize.remove_parametrizations(block.attn.qkv, "weight")
+
+    def save_processor(self, folder: Path) -> None:
+        super().save_processor(folder)
+        path = folder / "processor_config.json"
+        settings = json.loads(path.read_text())
+        # a machine without torchvision can write no other, and must not leave its stand-in's name
+        settings["video_processor"] = VIDEO
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
