@@ -2,7 +2,7 @@
 
 Contract: after a step, `Rein.tighten` scales down the rows that make the queries or keys of a head, if these were
 longer than a limit in the last forward pass. Muon moves every direction of a matrix by the same amount, so that scores
-would grow with every step until attention sees one token only; a norm behind the projections, as in Qwen 3, forgives it.
+would grow with every step until attention sees one token only, which a norm behind the projections forgives.
 """
 
 import math
