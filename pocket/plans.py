@@ -48,6 +48,7 @@ class LanguagePlan:
     place_weight: float = 1.0  # of knowing where a visual token is, if the tower does not
     measure_weight: float = 0.3
     warmup: int = 50
+    half: bool = False  # matrix products in bfloat16
     features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
     save_every: int = 50
@@ -237,13 +238,14 @@ QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
     (
         "tower",
         TowerPlan(
-            steps=3000,
+            steps=2000,
             crops_per_step=12,
             first_scene=10_000_000,
             detail=True,
             sums=True,
-            full_share=0.1,
+            full_share=0.12,
             full_per_step=3,
+            half=True,  # of the run: from step 900 on
             validate_every=300,
             save_every=100,
         ),

@@ -6,6 +6,7 @@ would grow with every step until attention sees one token only, which a norm beh
 """
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,15 +14,18 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+from pocket.precision import whole
+
 MEASURING = "sdpa_measuring"
 LIMIT = 16.0  # score of a query and a key of root mean square length that point the same way
 
 
-def _note(module: nn.Module, query: Tensor, key: Tensor, *args: Any, **kwargs: Any) -> Any:
+def _note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
     if getattr(module, "lengths", None) is not None:
         with torch.no_grad():
-            module.lengths = tuple(one.square().sum(-1).mean((0, 2)).sqrt() for one in (query, key))
-    return sdpa_attention_forward(module, query, key, *args, **kwargs)
+            module.lengths = tuple(one.float().square().sum(-1).mean((0, 2)).sqrt() for one in (query, key))
+    attend = partial(sdpa_attention_forward, module, attention_mask=mask, **kwargs)
+    return whole(attend, query, key, value)
 
 
 AttentionInterface.register(MEASURING, _note)

@@ -41,8 +41,8 @@ def load(path: Path) -> dict[str, Any] | None:
     return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
 
 
-def moved(value: Any, device: str | torch.device) -> Any:
-    """The same with all tensors on a device: of tuples, dictionaries and data classes made of such."""
+def moved(value: Any, device: str | torch.device | torch.dtype) -> Any:
+    """The same with all tensors on a device, or of a type: of tuples, dictionaries and data classes made of such."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, tuple):

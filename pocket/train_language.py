@@ -22,6 +22,7 @@ from adaptprune.tabletop.vocabulary import GRID
 from pocket.muon import Muon
 from pocket.pixels import to_tensor
 from pocket.plans import LanguagePlan, Phase
+from pocket.precision import halved
 from pocket.runs import Log, load, moved, save, set_rate
 from pocket.samples import Sample, sample
 from pocket.train_tower import TowerPlan, TowerWithHeads, collect, global_targets, losses, total_loss
@@ -99,7 +100,7 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
         first_rate=share * usual.first_rate,
     )
     return [
-        Muon([group for group in groups if group["params"]], weight_decay=0.02),
+        Muon([group for group in groups if group["params"]], weight_decay=0.02, half=plan.half),
         torch.optim.AdamW(others, lr=plan.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
         *tower_optimisers(trainer.seer, gentle),
     ]
@@ -129,10 +130,12 @@ def draw_batch(trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, step: i
 def see(trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, batch: Sample) -> tuple[Tensor, Tensor]:
     """Kept features of fresh pictures, and the tower's loss where it is trained too."""
     if not phase.joint:
-        return batch.kept(look(trainer.seer, batch.scenes)), torch.zeros((), device=trainer.device)
+        return batch.kept(look(trainer.seer, batch.scenes, plan.half)), torch.zeros((), device=trainer.device)
     rows = torch.arange(IMAGE_TOKENS).expand(len(batch.scenes), -1)
     pixels = to_tensor([np.asarray(render(s)) for s in batch.scenes])
-    features, whole = trainer.seer.features(pixels.to(trainer.device), rows.to(trainer.device))
+    with halved(trainer.device, plan.half):
+        seen = trainer.seer.features(pixels.to(trainer.device), rows.to(trainer.device))
+    features, whole = moved(seen, torch.float32)
     truth = torch.stack([global_targets(s, (0, 0, GRID)) for s in batch.scenes])
     labels, truth = moved((collect(batch.labels, rows), truth), trainer.device)
     place = plan.detail and trainer.architecture.knows_place
@@ -208,7 +211,7 @@ def train_language(
     run: Path, plan: LanguagePlan, trainer: PocketTrainer, stage: str = "language", device: str = "cpu"
 ) -> PocketTrainer:
     """Run or resume a stage on a model, which may come from an earlier stage, and return it."""
-    trainer.to(device)
+    trainer.to(device).half = plan.half
     log, path = Log(run, stage), run / f"{stage}.pt"
     total = sum(phase.steps for phase in plan.phases)
     tools = optimisers(trainer, plan)

@@ -22,6 +22,7 @@ from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, GRID, PATCH
 from pocket.architectures import Architecture
 from pocket.muon import Muon
 from pocket.pixels import to_tensor
+from pocket.precision import halved
 from pocket.runs import Log, learning_rate, load, moved, save, set_rate
 from pocket.shares import CUT, MOST, share_error
 
@@ -50,6 +51,7 @@ class TowerPlan:
     other_rate: float = 1.5e-3
     looking_rate: float = 3e-4  # queries, keys and positions
     first_rate: float = 5e-5  # 588 correlated pixels add up: a step of 1e-3 on each would move a token by its own size
+    half: bool = False  # matrix products in bfloat16
     save_every: int = 200
     validate_every: int = 400
 
@@ -267,7 +269,7 @@ def optimisers(model: TowerWithHeads, plan: TowerPlan) -> list[torch.optim.Optim
         {"params": rated["other"] + heads, "lr": plan.other_rate},
     ]
     return [
-        Muon(rated["matrix"], lr=plan.matrix_rate, weight_decay=0.02),
+        Muon(rated["matrix"], lr=plan.matrix_rate, weight_decay=0.02, half=plan.half),
         torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
@@ -293,7 +295,8 @@ def train_tower(
     for step in tqdm(range(state["step"], last), stage, mininterval=5):
         set_rate(tools, plan.peak * learning_rate(step, plan.steps, hold=plan.hold))
         pixels, rows, labels, targets = moved(make_batch(step, plan, step >= first_full), device)
-        outputs = model(pixels, rows)
+        with halved(device, plan.half):
+            outputs = moved(model(pixels, rows), torch.float32)
         found = losses(*outputs, labels, targets)
         for tool in tools:
             tool.zero_grad()

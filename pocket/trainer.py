@@ -27,6 +27,7 @@ from pocket.mentions import (
     Mentions,
 )
 from pocket.pixels import to_tensor
+from pocket.precision import halved
 from pocket.rein import Rein
 from pocket.samples import Sample
 from pocket.shares import MOST, share_error
@@ -59,6 +60,7 @@ class PocketTrainer(nn.Module):
         self.place_head = nn.Linear(width, 2)
         self.looking = Looking(core) if self.architecture.normalised else None
         self.rein = None if self.architecture.normalised else self._reined(core)
+        self.half = False  # matrix products in bfloat16
         self._blind_mask: Tensor | None = None
         self._states: dict[int, Tensor] = {}
         for layer in core.layers[:BLIND_LAYERS]:
@@ -131,7 +133,8 @@ class PocketTrainer(nn.Module):
 
         ``keep`` (B, K) are patches of a picture, those of all pictures of a row one after another.
         """
-        visual = self.architecture.project(self.model, features)
+        with halved(self.device, self.half):
+            visual = self.architecture.project(self.model, features).float()
         inputs, positions = self._lay_out(visual, keep, packed)
         before = len(self.words.prefix)
         text = inputs.shape[1] - packed.ids.shape[1]  # where the text starts
@@ -139,12 +142,13 @@ class PocketTrainer(nn.Module):
         if blind:
             self._blind_mask = seen.clone()
             self._blind_mask[:, :, text:, before:text] = False
-        hidden = self.core(
-            inputs_embeds=inputs,
-            attention_mask=seen,
-            position_ids=positions if len(positions) > 1 else positions[0],
-            use_cache=False,
-        ).last_hidden_state[:, text:]
+        with halved(self.device, self.half):
+            hidden = self.core(
+                inputs_embeds=inputs,
+                attention_mask=seen,
+                position_ids=positions if len(positions) > 1 else positions[0],
+                use_cache=False,
+            ).last_hidden_state[:, text:]
         self._blind_mask = None
         answered = packed.target != IGNORE
         return self.model.lm_head(hidden[answered]), packed.target[answered], visual
@@ -221,8 +225,9 @@ class PocketTrainer(nn.Module):
 
 
 @torch.no_grad()
-def look(seer: TowerWithHeads, scenes: list[Scene]) -> Tensor:
-    """Features of whole pictures, (B, 576, D)."""
+def look(seer: TowerWithHeads, scenes: list[Scene], half: bool = False) -> Tensor:
+    """Features of whole pictures, (B, 576, D); with ``half``, computed in bfloat16."""
     device = next(seer.parameters()).device
     rows = torch.arange(IMAGE_TOKENS, device=device).expand(len(scenes), -1)
-    return seer.features(to_tensor([np.asarray(render(s)) for s in scenes]).to(device), rows)[0]
+    with halved(device, half):
+        return seer.features(to_tensor([np.asarray(render(s)) for s in scenes]).to(device), rows)[0].float()

@@ -32,6 +32,7 @@ from transformers.vision_utils import get_vision_position_ids, get_vision_window
 from adaptprune.tabletop.vocabulary import GRID, IMAGE_SIZE
 from pocket.architectures.base import Architecture
 from pocket.pixels import IMAGE_MEAN, IMAGE_STD, whitening
+from pocket.precision import whole
 from pocket.tokens import make_tokenizer, vocabulary
 
 PATCH, MERGE, WINDOW = 7, 2, 84  # pixels, patches along a side of a visual token, pixels
@@ -281,6 +282,7 @@ class Qwen(Architecture):
 def _attend(attention: Any, hidden: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     query, key, value = attention.qkv(hidden).unflatten(-1, (3, HEADS, -1)).unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, cos, sin)
-    mixed = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+    heads = (one.transpose(1, 2) for one in (query, key, value))
+    mixed = whole(F.scaled_dot_product_attention, *heads)
     made: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
     return made
