@@ -230,7 +230,9 @@ POCKET: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
 # What all of Qwen's language stages have in common: everything is looked up from the start, and no attention is taught.
 LOOKED_UP: dict[str, Any] = {"mentions": True, "many": True}
 STRESSED: dict[str, Any] = {**LOOKED_UP, "stress": True, "pairs": 1}
-KNOWING: dict[str, Any] = {"centres": True, "shares": True, "measure_weight": 1.0, "detail": True}
+HIDDEN: dict[str, Any] = {**STRESSED, "blind": True, "pair_every": 2}
+OPEN: dict[str, Any] = {**STRESSED, "fresh": True, "pair_every": 4}
+KNOWING: dict[str, Any] = {"centres": True, "shares": True, "measure_weight": 1.0, "detail": True, "half": True}
 FIRST = (*EASY, "where", "counting")
 MOST_TYPES = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading")
 
@@ -254,10 +256,26 @@ QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
         "language",
         LanguagePlan(
             phases=(
-                Phase(300, 24, EASY, 4, 12, blind=True, **LOOKED_UP),
-                Phase(300, 48, FIRST, 3, 12, blind=True, **LOOKED_UP),
-                Phase(600, 64, MOST_TYPES, 1, 8, blind=True, **STRESSED),
+                Phase(200, 24, EASY, 4, 12, blind=True, **LOOKED_UP),
+                Phase(250, 48, FIRST, 3, 10, blind=True, **LOOKED_UP),
+                Phase(600, 64, MOST_TYPES, 1, 8, **HIDDEN, rates=(1.0, 0.8)),
+                Phase(150, 160, EVERY, 1, 6, **HIDDEN, rates=(0.8, 0.7)),
+                Phase(250, 576, LAST, 1, 4, **OPEN, rates=(0.7, 0.5)),
             ),
+            cached=1600,
+            **KNOWING,
+        ),
+    ),
+    (
+        "language-2",
+        LanguagePlan(
+            phases=(
+                Phase(600, 576, LAST, 1, 4, **OPEN, first=2000, rates=(0.5, 0.35)),
+                Phase(800, 576, MORE_SUMS, 1, 4, **OPEN, first=2000, joint=True, rates=(0.35, 0.01)),
+            ),
+            tower_share=0.2,
+            warmup=25,
+            validate_every=200,
             **KNOWING,
         ),
     ),

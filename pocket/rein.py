@@ -24,8 +24,20 @@ def _note(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Te
     if getattr(module, "lengths", None) is not None:
         with torch.no_grad():
             module.lengths = tuple(one.float().square().sum(-1).mean((0, 2)).sqrt() for one in (query, key))
-    attend = partial(sdpa_attention_forward, module, attention_mask=mask, **kwargs)
-    return whole(attend, query, key, value)
+    return whole(partial(_attend, module, mask, kwargs), query, key, value)
+
+
+def _attend(
+    module: nn.Module, mask: Tensor | None, options: dict[str, Any], query: Tensor, key: Tensor, value: Tensor
+) -> tuple[Tensor, None]:
+    """What is ahead of the text is plainly causal, and does not see the text: half of the work, or less."""
+    ahead = getattr(module, "ahead", 0)
+    if mask is None or not ahead:
+        return sdpa_attention_forward(module, query, key, value, mask, **options)
+    first = (one[:, :, :ahead] for one in (query, key, value))
+    seen, _ = sdpa_attention_forward(module, *first, None, **{**options, "is_causal": True})
+    read, _ = sdpa_attention_forward(module, query[:, :, ahead:], key, value, mask[:, :, ahead:], **options)
+    return torch.cat([seen, read], dim=1), None
 
 
 AttentionInterface.register(MEASURING, _note)
@@ -38,7 +50,12 @@ class Rein:
         language_model.config._attn_implementation = MEASURING
         self._layers = [layer.self_attn for layer in language_model.layers]
         for layer in self._layers:
-            layer.lengths = ()
+            layer.lengths, layer.ahead = (), 0
+
+    def split(self, ahead: int) -> None:
+        """Say how many tokens are ahead of the text in the next forward pass."""
+        for layer in self._layers:
+            layer.ahead = ahead
 
     @torch.no_grad()
     def tighten(self) -> float:

@@ -33,7 +33,7 @@ from pocket.turns import IMAGE_TOKENS, Packed
 FIRST_FRESH = 1_000_000  # train indices from here on were not seen by the tower or in the cached phases
 
 
-def cache_features(seer: TowerWithHeads, path: Path, count: int) -> np.ndarray:
+def cache_features(seer: TowerWithHeads, path: Path, count: int, half: bool) -> np.ndarray:
     """Features of the first ``count`` training pictures as float16, made once and kept in a file."""
     if not count:
         return np.zeros((0, IMAGE_TOKENS, seer.architecture.width), dtype=np.float16)
@@ -43,7 +43,8 @@ def cache_features(seer: TowerWithHeads, path: Path, count: int) -> np.ndarray:
             return found
     made = []
     for start in tqdm(range(0, count, 10), "features", mininterval=5):
-        made.append(look(seer, [scene("train", i) for i in range(start, start + 10)]).to(torch.float16).cpu().numpy())
+        seen = look(seer, [scene("train", i) for i in range(start, start + 10)], half)
+        made.append(seen.to(torch.float16).cpu().numpy())
     np.save(path, np.concatenate(made))
     return np.load(path, mmap_mode="r")
 
@@ -225,7 +226,7 @@ def train_language(
         for tool, saved in zip(tools, state["optimisers"], strict=True):
             tool.load_state_dict(saved)
     cached = plan.cached if any(not phase.fresh for phase in plan.phases) else 0
-    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", cached)
+    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", cached, plan.half)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)

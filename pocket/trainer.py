@@ -139,6 +139,8 @@ class PocketTrainer(nn.Module):
         before = len(self.words.prefix)
         text = inputs.shape[1] - packed.ids.shape[1]  # where the text starts
         seen = mask(packed, text)
+        if self.rein is not None:
+            self.rein.split(text)
         if blind:
             self._blind_mask = seen.clone()
             self._blind_mask[:, :, text:, before:text] = False
@@ -150,6 +152,8 @@ class PocketTrainer(nn.Module):
                 use_cache=False,
             ).last_hidden_state[:, text:]
         self._blind_mask = None
+        if self.rein is not None:
+            self.rein.split(0)  # the model may be asked plainly next
         answered = packed.target != IGNORE
         return self.model.lm_head(hidden[answered]), packed.target[answered], visual
 
