@@ -233,7 +233,7 @@ STRESSED: dict[str, Any] = {**LOOKED_UP, "stress": True, "pairs": 1}
 HIDDEN: dict[str, Any] = {**STRESSED, "blind": True, "pair_every": 2}
 OPEN: dict[str, Any] = {**STRESSED, "fresh": True, "pair_every": 4}
 KNOWING: dict[str, Any] = {"centres": True, "shares": True, "measure_weight": 1.0, "detail": True, "half": True}
-FIRST = (*EASY, "where", "counting")
+FIRST = (*EASY, "where", "counting", "reading")
 MOST_TYPES = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading")
 
 QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
@@ -258,9 +258,9 @@ QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
             phases=(
                 Phase(200, 24, EASY, 4, 12, blind=True, **LOOKED_UP),
                 Phase(250, 48, FIRST, 3, 10, blind=True, **LOOKED_UP),
-                Phase(600, 64, MOST_TYPES, 1, 8, **HIDDEN, rates=(1.0, 0.8)),
-                Phase(150, 160, EVERY, 1, 6, **HIDDEN, rates=(0.8, 0.7)),
-                Phase(250, 576, LAST, 1, 4, **OPEN, rates=(0.7, 0.5)),
+                Phase(700, 64, MOST_TYPES, 1, 8, **HIDDEN, rates=(0.9, 0.5)),
+                Phase(150, 160, EVERY, 1, 6, **HIDDEN, rates=(0.5, 0.45)),
+                Phase(250, 576, LAST, 1, 4, **OPEN, rates=(0.45, 0.35)),
             ),
             cached=1600,
             **KNOWING,
@@ -270,8 +270,8 @@ QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
         "language-2",
         LanguagePlan(
             phases=(
-                Phase(600, 576, LAST, 1, 4, **OPEN, first=2000, rates=(0.5, 0.35)),
-                Phase(800, 576, MORE_SUMS, 1, 4, **OPEN, first=2000, joint=True, rates=(0.35, 0.01)),
+                Phase(600, 576, LAST, 1, 4, **OPEN, first=2000, rates=(0.35, 0.25)),
+                Phase(800, 576, MORE_SUMS, 1, 4, **OPEN, first=2000, joint=True, rates=(0.25, 0.01)),
             ),
             tower_share=0.2,
             warmup=25,
