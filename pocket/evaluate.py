@@ -1,4 +1,4 @@
-"""Exact answers of an exported model on Tabletop, through the stock processor and ``generate()``.
+"""Exact answers of an exported model on Tabletop, through its processor, its chat template and ``generate()``.
 
 Contract: ``python -m pocket.evaluate --model DIR`` prints a table and then one JSON line. Nothing of the training code
 is used; with ``--prune`` the model is pruned by the library itself while it answers.
@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
+import adaptprune
+from adaptprune.hooks.seams.processors import options_for, templated
 from adaptprune.tabletop import QUESTION_TYPES, Question, is_right, questions, render, scene
-
-PROMPT = "USER: <image>\n{question} ASSISTANT:"
 
 
 def wilson(right: int, asked: int) -> tuple[float, float]:
@@ -43,6 +42,12 @@ def pick(split: str, types: list[str], count: int, first: int) -> list[tuple[int
     return chosen
 
 
+def prompt(processor: Any, question: Question) -> str:
+    """The text of a question about one picture."""
+    content = [{"type": "image"}, {"type": "text", "text": question.question}]
+    return templated(processor, [{"role": "user", "content": content}])
+
+
 @torch.no_grad()
 def answer(model: Any, processor: Any, split: str, asked: list[tuple[int, Question]], batch: int) -> list[str]:
     """Greedy answers, decoded."""
@@ -51,10 +56,11 @@ def answer(model: Any, processor: Any, split: str, asked: list[tuple[int, Questi
         part = asked[start : start + batch]
         inputs = processor(
             images=[render(scene(split, index)) for index, _ in part],
-            text=[PROMPT.format(question=question.question) for _, question in part],
+            text=[prompt(processor, question) for _, question in part],
             padding=True,
             return_tensors="pt",
-        ).to(model.dtype)
+            **options_for(model),
+        ).to(model.device, model.dtype)
         generated = model.generate(**inputs, max_new_tokens=24, do_sample=False)
         answers += processor.batch_decode(generated[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     return answers
@@ -85,18 +91,16 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=1000, help="index of the first picture")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--dtype", default="float32", choices=["float32", "float16", "bfloat16"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prune", help='for example "random:keep_ratio=0.1,layer=2"')
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
-    processor = AutoProcessor.from_pretrained(options.model)
-    model = AutoModelForImageTextToText.from_pretrained(options.model, dtype=getattr(torch, options.dtype)).eval()
+    model, processor = adaptprune.load(options.model, dtype=options.dtype, device=options.device)
     asked = pick(options.split, options.types, options.count, options.first)
     pruning: Any = contextlib.nullcontext()
     if options.prune:
-        import adaptprune
-
         pruning = adaptprune.prune(model, options.prune)
     with pruning:
         answers = answer(model, processor, options.split, asked, options.batch)

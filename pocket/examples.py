@@ -7,8 +7,7 @@ import argparse
 import json
 from pathlib import Path
 
-from transformers import AutoModelForImageTextToText, AutoProcessor
-
+import adaptprune
 from adaptprune.tabletop import Question, is_right, render, scene
 from pocket.evaluate import answer
 
@@ -26,8 +25,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("adaptprune/assets/pocket"))
     parser.add_argument("--out", type=Path, default=Path("adaptprune/assets/examples"))
     options = parser.parse_args()
-    processor = AutoProcessor.from_pretrained(options.model)
-    model = AutoModelForImageTextToText.from_pretrained(options.model).eval()
+    model, processor = adaptprune.load(str(options.model), device="cpu")
     options.out.mkdir(parents=True, exist_ok=True)
     entries = []
     for index, file, question, expected in CHOSEN:

@@ -10,25 +10,26 @@ from pathlib import Path
 
 import torch
 
-from pocket.model import make_processor
+from pocket.architectures import ARCHITECTURES
 from pocket.plans import PLANS
 from pocket.runs import load
-from pocket.train_language import PocketTrainer
 from pocket.train_tower import TowerWithHeads
+from pocket.trainer import PocketTrainer
 
-LAST = f"{PLANS['pocket'][-1][0]}.pt"
 
-
-def export(run: Path, out: Path, checkpoint: str = LAST) -> None:
-    """Write model, processor and configuration of a checkpoint to ``out``."""
+def export(run: Path, out: Path, plan: str = "pocket", checkpoint: str | None = None) -> None:
+    """Write model, processor and configuration of a checkpoint, the plan's last one if none is named, to ``out``."""
+    checkpoint = checkpoint or f"{PLANS[plan].stages[-1][0]}.pt"
     state = load(run / checkpoint)
     if state is None:
         raise ValueError(f"no checkpoint {checkpoint} in {run}: train first with python -m pocket.train --out {run}")
-    trainer = PocketTrainer(TowerWithHeads())
+    architecture = ARCHITECTURES[PLANS[plan].architecture]
+    trainer = PocketTrainer(TowerWithHeads(architecture))
     trainer.load_state_dict(state["model"])
-    model = trainer.llava.to(torch.float16)
+    architecture.finish(trainer.model)
+    model = trainer.model.to(torch.float16)
     model.save_pretrained(out)
-    make_processor().save_pretrained(out)
+    architecture.save_processor(out)
     path = out / "config.json"
     config = json.loads(path.read_text())
     config["dtype"] = "float32"
@@ -46,9 +47,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("runs/pocket"))
     parser.add_argument("--out", type=Path, default=Path("adaptprune/assets/pocket"))
-    parser.add_argument("--checkpoint", default=LAST)
+    parser.add_argument("--plan", choices=sorted(PLANS), default="pocket")
+    parser.add_argument("--checkpoint", help="file in the run folder. Default: that of the plan's last stage")
     options = parser.parse_args()
-    export(options.run, options.out, options.checkpoint)
+    export(options.run, options.out, options.plan, options.checkpoint)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ from adaptprune.tabletop.phrases import NOUNS, PLURAL_NOUNS
 from adaptprune.tabletop.questions import Question
 from adaptprune.tabletop.scenes import Scene, Thing
 from adaptprune.tabletop.vocabulary import COLOUR_NAMES, COLUMNS, IMAGE_SIZE, PLURALS, ROWS, SHAPES
+from pocket.shares import MOST
 from pocket.turns import Words
 
 LOOKUP_LAYER, NEIGHBOUR_LAYER = 3, 4  # layers after which the heads read
-MOST = 12  # things on a table
 LOOKUP = {"count": MOST + 1, "colour": len(COLOUR_NAMES), "shape": len(SHAPES), "row": 3, "column": 3}
 NEIGHBOUR = {"near colour": len(COLOUR_NAMES), "near shape": len(SHAPES)}
 COMPARED = ("left", "above", "smaller", "fewer")  # what the first of two phrases can be, compared with the second
@@ -143,7 +143,7 @@ class MentionHeads(nn.Module):
             target = mentions.classes[:, number]
             valid = target != IGNORE
             if valid.any():
-                weight = torch.tensor(COUNT_WEIGHTS) if many and name == "count" else None
+                weight = logits.new_tensor(COUNT_WEIGHTS) if many and name == "count" else None
                 factor = 1 if weight is None else 2
                 terms.append(factor * F.cross_entropy(logits[valid], target[valid], weight))
                 right[name] = (logits[valid].argmax(-1) == target[valid]).float().mean().item()

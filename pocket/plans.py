@@ -1,4 +1,4 @@
-"""The plan of a run: what is trained when, and on what. ``PLANS["pocket"]`` is the sequence that was run."""
+"""The plans: what is trained when, and on what. ``PLANS["pocket"]`` is the sequence that was run for that model."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,14 +41,27 @@ class LanguagePlan:
     mention_weight: float = 1.0
     centres: bool = False  # tell centres of things from the rest of them, and compare two phrases at the second
     areas: bool = False  # tell how many patches a thing has
-    looks: bool = False  # tell the share of its thing that a patch stands for, and look where the words point
-    look_weight: float = 0.5
+    shares: bool = False  # tell the share of its thing that a patch stands for, and count once more one layer later
+    looks: bool = False  # look where the words point
+    look_weight: float = 0.5  # of both
+    looking_share: float = 0.5  # rate of queries and keys that are not normalised, relative to other matrices
+    place_weight: float = 1.0  # of knowing where a visual token is, if the tower does not
     measure_weight: float = 0.3
     warmup: int = 50
+    half: bool = False  # matrix products in bfloat16
     features: str = ""  # stage whose cached features are read, if not its own
     detail: bool = False  # of the tower's loss in the joint phases
     save_every: int = 50
     validate_every: int = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A model: its architecture, its seed and its stages by name, one after another."""
+
+    architecture: str
+    stages: tuple[tuple[str, TowerPlan | LanguagePlan], ...]
+    seed: int = 0
 
 
 EASY = ("existence", "colour", "shape")
@@ -80,6 +93,7 @@ PLAIN = {**HARD, "blind": False, "pair_every": 4}
 POINTED: dict[str, Any] = {
     "centres": True,
     "areas": True,
+    "shares": True,
     "looks": True,
     "measure_weight": 1.0,
     "tower_share": 0.2,
@@ -87,148 +101,209 @@ POINTED: dict[str, Any] = {
     "warmup": 25,
 }
 
-PLANS: dict[str, tuple[tuple[str, TowerPlan | LanguagePlan], ...]] = {
-    "pocket": (
-        ("tower", TowerPlan(steps=2000)),
-        (
-            "language",
-            LanguagePlan(
-                phases=(
-                    Phase(300, 24, EASY, 4, 12, blind=True),
-                    Phase(200, 48, HARDER, 2, 12, blind=True),
-                    Phase(100, 24, SINGLE, 2, 12, simple=True, blind=True),
-                    Phase(100, 24, SINGLE, 2, 12, simple=True),
-                    Phase(300, 32, HARDER, 2, 12),
-                    Phase(80, 576, HARDER, 2, 6, fresh=True),
-                    Phase(220, 64, MORE, 3, 12),
-                    Phase(200, 40, FOCUS, 2, 12),
-                    Phase(500, 64, WIDE, 1, 12),
-                    Phase(300, 576, FINAL, 1, 6, fresh=True, rates=(1.0, 0.5)),
-                    Phase(150, 576, FINAL, 1, 6, fresh=True, joint=True, rates=(0.5, 0.02)),
-                )
-            ),
-        ),
-        (
-            "tower-2",
-            TowerPlan(
-                steps=1450,
-                crops=2,
-                first_scene=2_000_000,
-                detail=True,
-                full_share=0.18,
-                peak=0.6,
-                hold=0.2,
-                validate_every=250,
-                stop=1000,
-            ),
-        ),
-        (
-            "tower-3",
-            TowerPlan(
-                steps=700,
-                crops=2,
-                first_scene=3_000_000,
-                detail=True,
-                place=True,
-                ramps=True,
-                full_share=0.3,
-                peak=0.4,
-                hold=0.3,
-                validate_every=100,
-                save_every=100,
-            ),
-        ),
-        (
-            "language-2",
-            LanguagePlan(
-                phases=(Phase(500, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
-                cached=3000,
-            ),
-        ),
-        (
-            "language-3",
-            LanguagePlan(
-                phases=(
-                    Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
-                    Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
-                    Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
-                    Phase(100, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.6 - 0.1 / 3)),
-                    Phase(100, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.444)),
-                    Phase(50, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.444, 0.444 - 0.424 * 50 / 370)),
-                ),
-                cached=3000,
-                features="language-2",
-                centres=True,
-                detail=True,
-            ),
-        ),
-        (
-            "language-4",
-            LanguagePlan(
-                phases=(
-                    Phase(100, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.5, 0.35)),
-                    Phase(130, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.35, 0.01)),
-                ),
-                cached=3000,
-                features="language-2",
-                centres=True,
-                areas=True,
-                detail=True,
-                warmup=10,
-            ),
-        ),
-        (
-            "tower-4",
-            TowerPlan(
-                steps=1600,
-                first_scene=4_000_000,
-                detail=True,
-                place=True,
-                sums=True,
-                full_share=1.0,
-                peak=0.5,
-                hold=0.3,
-                validate_every=200,
-                save_every=100,
-            ),
-        ),
-        (
-            "language-5",
-            LanguagePlan(
-                phases=(Phase(550, 576, SUMS, 1, 4, fresh=True, first=1430, joint=True, **PLAIN, rates=(0.5, 0.4725)),),
-                look_weight=1.0,
-                validate_every=200,
-                **POINTED,
-            ),
-        ),
-        (
-            "language-6",
-            LanguagePlan(
-                phases=(
-                    Phase(2500, 576, MORE_SUMS, 1, 4, fresh=True, first=1980, joint=True, **PLAIN, rates=(0.45, 0.01)),
-                ),
-                look_weight=2.0,
-                validate_every=250,
-                **POINTED,
-            ),
+POCKET: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
+    ("tower", TowerPlan(steps=2000)),
+    (
+        "language",
+        LanguagePlan(
+            phases=(
+                Phase(300, 24, EASY, 4, 12, blind=True),
+                Phase(200, 48, HARDER, 2, 12, blind=True),
+                Phase(100, 24, SINGLE, 2, 12, simple=True, blind=True),
+                Phase(100, 24, SINGLE, 2, 12, simple=True),
+                Phase(300, 32, HARDER, 2, 12),
+                Phase(80, 576, HARDER, 2, 6, fresh=True),
+                Phase(220, 64, MORE, 3, 12),
+                Phase(200, 40, FOCUS, 2, 12),
+                Phase(500, 64, WIDE, 1, 12),
+                Phase(300, 576, FINAL, 1, 6, fresh=True, rates=(1.0, 0.5)),
+                Phase(150, 576, FINAL, 1, 6, fresh=True, joint=True, rates=(0.5, 0.02)),
+            )
         ),
     ),
+    (
+        "tower-2",
+        TowerPlan(
+            steps=1450,
+            crops=2,
+            first_scene=2_000_000,
+            detail=True,
+            full_share=0.18,
+            peak=0.6,
+            hold=0.2,
+            validate_every=250,
+            stop=1000,
+        ),
+    ),
+    (
+        "tower-3",
+        TowerPlan(
+            steps=700,
+            crops=2,
+            first_scene=3_000_000,
+            detail=True,
+            place=True,
+            ramps=True,
+            full_share=0.3,
+            peak=0.4,
+            hold=0.3,
+            validate_every=100,
+            save_every=100,
+        ),
+    ),
+    (
+        "language-2",
+        LanguagePlan(
+            phases=(Phase(500, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),),
+            cached=3000,
+        ),
+    ),
+    (
+        "language-3",
+        LanguagePlan(
+            phases=(
+                Phase(300, 64, EVERY, 1, 8, blind=True, mentions=True, pairs=1),
+                Phase(300, 64, HEAVY, 1, 6, blind=True, mentions=True, pairs=1, stress=True, rates=(1.0, 5 / 6)),
+                Phase(300, 64, COUNTING, 1, 6, **HARD, rates=(5 / 6, (5 / 6 + 0.35) / 2)),
+                Phase(100, 160, COUNTING, 1, 6, **HARD, rates=(0.6, 0.6 - 0.1 / 3)),
+                Phase(100, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.55, 0.444)),
+                Phase(50, 576, LAST, 1, 4, fresh=True, **PLAIN, rates=(0.444, 0.444 - 0.424 * 50 / 370)),
+            ),
+            cached=3000,
+            features="language-2",
+            centres=True,
+            detail=True,
+        ),
+    ),
+    (
+        "language-4",
+        LanguagePlan(
+            phases=(
+                Phase(100, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.5, 0.35)),
+                Phase(130, 576, LAST, 1, 4, fresh=True, first=1200, **PLAIN, rates=(0.35, 0.01)),
+            ),
+            cached=3000,
+            features="language-2",
+            centres=True,
+            areas=True,
+            detail=True,
+            warmup=10,
+        ),
+    ),
+    (
+        "tower-4",
+        TowerPlan(
+            steps=1600,
+            first_scene=4_000_000,
+            detail=True,
+            place=True,
+            sums=True,
+            full_share=1.0,
+            peak=0.5,
+            hold=0.3,
+            validate_every=200,
+            save_every=100,
+        ),
+    ),
+    (
+        "language-5",
+        LanguagePlan(
+            phases=(Phase(550, 576, SUMS, 1, 4, fresh=True, first=1430, joint=True, **PLAIN, rates=(0.5, 0.4725)),),
+            look_weight=1.0,
+            validate_every=200,
+            **POINTED,
+        ),
+    ),
+    (
+        "language-6",
+        LanguagePlan(
+            phases=(
+                Phase(2500, 576, MORE_SUMS, 1, 4, fresh=True, first=1980, joint=True, **PLAIN, rates=(0.45, 0.01)),
+            ),
+            look_weight=2.0,
+            validate_every=250,
+            **POINTED,
+        ),
+    ),
+)
+
+# What all of Qwen's language stages have in common: everything is looked up from the start, and no attention is taught.
+LOOKED_UP: dict[str, Any] = {"mentions": True, "many": True}
+STRESSED: dict[str, Any] = {**LOOKED_UP, "stress": True, "pairs": 1}
+HIDDEN: dict[str, Any] = {**STRESSED, "blind": True, "pair_every": 2}
+OPEN: dict[str, Any] = {**STRESSED, "fresh": True, "pair_every": 4}
+KNOWING: dict[str, Any] = {"centres": True, "shares": True, "measure_weight": 1.0, "detail": True, "half": True}
+FIRST = (*EASY, "where", "counting", "reading")
+MOST_TYPES = (*EASY, "where", *["counting", "relation", "nearest", "comparing"] * 2, "reading")
+
+QWEN: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
+    (
+        "tower",
+        TowerPlan(
+            steps=2000,
+            crops_per_step=12,
+            first_scene=10_000_000,
+            detail=True,
+            sums=True,
+            full_share=0.12,
+            full_per_step=3,
+            half=True,  # of the run: from step 900 on
+            validate_every=300,
+            save_every=100,
+        ),
+    ),
+    (
+        "language",
+        LanguagePlan(
+            phases=(
+                Phase(200, 24, EASY, 4, 12, blind=True, **LOOKED_UP),
+                Phase(250, 48, FIRST, 3, 10, blind=True, **LOOKED_UP),
+                Phase(700, 64, MOST_TYPES, 1, 8, **HIDDEN, rates=(0.9, 0.5)),
+                Phase(150, 160, EVERY, 1, 6, **HIDDEN, rates=(0.5, 0.45)),
+                Phase(250, 576, LAST, 1, 4, **OPEN, rates=(0.45, 0.35)),
+            ),
+            cached=1600,
+            **KNOWING,
+        ),
+    ),
+    (
+        "language-2",
+        LanguagePlan(
+            phases=(
+                Phase(600, 576, LAST, 1, 4, **OPEN, first=2000, rates=(0.35, 0.25)),
+                Phase(800, 576, MORE_SUMS, 1, 4, **OPEN, first=2000, joint=True, rates=(0.25, 0.01)),
+            ),
+            tower_share=0.2,
+            warmup=25,
+            validate_every=200,
+            **KNOWING,
+        ),
+    ),
+)
+
+TINY: tuple[tuple[str, TowerPlan | LanguagePlan], ...] = (
+    ("tower", TowerPlan(steps=3, crops_per_step=4, full_per_step=1)),
+    (
+        "language",
+        LanguagePlan(
+            phases=(
+                Phase(1, 24, EASY, 1, 2),
+                Phase(1, 48, EVERY, 1, 2, blind=True, mentions=True, pairs=1),
+                Phase(1, 576, EASY, 1, 1, fresh=True),
+                Phase(1, 576, EASY, 1, 1, fresh=True, joint=True),
+            ),
+            cached=10,
+            centres=True,
+            shares=True,
+            detail=True,
+        ),
+    ),
+)
+
+PLANS: dict[str, Plan] = {
+    "pocket": Plan("llava", POCKET),
+    "qwen": Plan("qwen", QWEN, seed=1),
     # seconds, not minutes: to see that the code runs
-    "tiny": (
-        ("tower", TowerPlan(steps=3, crops_per_step=4, full_per_step=1)),
-        (
-            "language",
-            LanguagePlan(
-                phases=(
-                    Phase(1, 24, EASY, 1, 2),
-                    Phase(1, 48, EVERY, 1, 2, blind=True, mentions=True, pairs=1),
-                    Phase(1, 576, EASY, 1, 1, fresh=True),
-                    Phase(1, 576, EASY, 1, 1, fresh=True, joint=True),
-                ),
-                cached=10,
-                centres=True,
-                detail=True,
-            ),
-        ),
-    ),
+    "tiny": Plan("llava", TINY),
+    "tiny-qwen": Plan("qwen", TINY),
 }

@@ -7,6 +7,7 @@ tensors and plain values only and is read with ``weights_only=True``.
 import json
 import os
 import time
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,22 @@ def save(path: Path, state: dict[str, Any]) -> None:
 
 def load(path: Path) -> dict[str, Any] | None:
     """Read a checkpoint, or None where there is none."""
-    return torch.load(path, weights_only=True) if path.exists() else None
+    return torch.load(path, weights_only=True, map_location="cpu") if path.exists() else None
+
+
+def moved(value: Any, device: str | torch.device | torch.dtype) -> Any:
+    """The same with all tensors on a device, or of a type: of tuples, dictionaries and data classes made of such."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, tuple):
+        return tuple(moved(one, device) for one in value)
+    if isinstance(value, dict):
+        return {name: moved(one, device) for name, one in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(
+            value, **{one.name: moved(getattr(value, one.name), device) for one in fields(value) if one.init}
+        )
+    return value
 
 
 def learning_rate(step: int, steps: int, warmup: int = 50, hold: float = 0.5, floor: float = 0.03) -> float:

@@ -15,7 +15,6 @@ from adaptprune.tabletop.scenes import Scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, ROWS, SHAPES
 from pocket.looking import Looks, find_looks
 from pocket.mentions import NUMBERS, Mentions, find_mentions, numbers_of
-from pocket.model import IMAGE_TOKENS
 from pocket.plans import Phase
 from pocket.turns import Packed, Words, choose_patches, pack
 
@@ -71,7 +70,7 @@ class Sample:
     packed: Packed
     targets: dict[str, Tensor]
     mentions: Mentions
-    looks: Looks
+    looks: Looks | None = None
     pairs: Packed | None = None
 
     def kept(self, features: Tensor) -> Tensor:
@@ -79,11 +78,10 @@ class Sample:
         return features.gather(1, self.keep[:, :, None].expand(-1, -1, features.shape[-1]))
 
     def paired(self, kept: Tensor) -> tuple[Tensor, Tensor]:
-        """Kept features and positions of the rows of two pictures, (P, 2K, D) and (P, 2K)."""
+        """Kept features and patches of the rows of two pictures, (P, 2K, D) and (P, 2K)."""
         assert self.pairs is not None
         rows = len(self.pairs.ids)
-        shifted = self.keep[: 2 * rows].view(rows, 2, -1) + torch.tensor([[0], [IMAGE_TOKENS]])
-        return kept[: 2 * rows].reshape(rows, -1, kept.shape[-1]), shifted.flatten(1)
+        return kept[: 2 * rows].reshape(rows, -1, kept.shape[-1]), self.keep[: 2 * rows].reshape(rows, -1)
 
 
 def pair_questions(first: Scene, second: Scene, seed: int, count: int) -> list[Question]:
@@ -98,8 +96,8 @@ def is_simple(question: Question) -> bool:
     return question.type != "existence" or not (set(known) & set(COLOUR_NAMES) and set(known) & set(SHAPES))
 
 
-def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample:
-    """Questions, kept patches and alignment targets for some scenes; a function of its arguments alone."""
+def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int, looking: bool = False) -> Sample:
+    """Questions, kept patches and targets for some scenes; with ``looking``, also where attention should look."""
     draw = np.random.RandomState(seed)
     labels = [patch_labels(s) for s in scenes]
     keep = np.stack([choose_patches(s, t, phase.tokens, draw) for s, t in zip(scenes, labels, strict=True)])
@@ -114,11 +112,12 @@ def sample(words: Words, scenes: list[Scene], phase: Phase, seed: int) -> Sample
     areas = np.stack([area_targets(t)[k] for t, k in zip(labels, keep, strict=True)])
     targets["area"] = torch.from_numpy(areas)
     targets["numbers"] = torch.from_numpy(numbers)
+    targets["thing"] = torch.from_numpy(np.stack([t.thing[k] for t, k in zip(labels, keep, strict=True)]))
     pairs = None
     if phase.pairs and (seed - 1) % phase.pair_every == 0:
         twos = zip(scenes[: 2 * phase.pairs : 2], scenes[1 : 2 * phase.pairs : 2], strict=True)
         pairs = pack(words, [pair_questions(one, two, seed, PAIR_TURNS) for one, two in twos], pictures=2)
     found = find_mentions(words, scenes, asked)
     packed = pack(words, asked, stress=phase.stress)
-    looks = find_looks(found, labels, keep)
+    looks = find_looks(found, labels, keep) if looking else None
     return Sample(scenes, labels, torch.from_numpy(keep), packed, targets, found, looks, pairs)

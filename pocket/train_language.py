@@ -6,7 +6,6 @@ Contract: reads ``tower.pt``, writes ``features.npz`` (cached features for the e
 """
 
 from collections import Counter, defaultdict
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,180 +17,34 @@ from tqdm import tqdm
 
 from adaptprune.tabletop.labels import IGNORE
 from adaptprune.tabletop.render import render
-from adaptprune.tabletop.scenes import Scene, scene
-from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, COLUMNS, GRID, ROWS, SHAPES
-from pocket.looking import Looking, share_error
-from pocket.mentions import (
-    COUNT_WEIGHTS,
-    LOOKUP_LAYER,
-    MOST,
-    NEIGHBOUR_LAYER,
-    NUMBERS,
-    CompareHead,
-    MentionHeads,
-    Mentions,
-)
-from pocket.model import IMAGE_TOKENS, make_model, make_tokenizer
+from adaptprune.tabletop.scenes import scene
+from adaptprune.tabletop.vocabulary import GRID
 from pocket.muon import Muon
+from pocket.pixels import to_tensor
 from pocket.plans import LanguagePlan, Phase
-from pocket.runs import Log, load, save, set_rate
+from pocket.precision import halved
+from pocket.runs import Log, load, moved, save, set_rate
 from pocket.samples import Sample, sample
-from pocket.start import to_tensor
-from pocket.train_tower import (
-    TowerPlan,
-    TowerWithHeads,
-    collect,
-    global_targets,
-    losses,
-    total_loss,
-    tower_features,
-)
+from pocket.train_tower import TowerPlan, TowerWithHeads, collect, global_targets, losses, total_loss
 from pocket.train_tower import optimisers as tower_optimisers
-from pocket.turns import Packed, Words, mask
+from pocket.trainer import PocketTrainer, look
+from pocket.turns import IMAGE_TOKENS, Packed
 
-BLIND_LAYERS = 2  # a model that may look in its first layers finishes there, and then pruning later costs nothing
-COMPARE_WEIGHT = 0.5
 FIRST_FRESH = 1_000_000  # train indices from here on were not seen by the tower or in the cached phases
 
 
-class PocketTrainer(nn.Module):
-    """The whole model plus what only training needs: the tower's heads and the word groups for alignment."""
-
-    def __init__(self, seer: TowerWithHeads) -> None:
-        super().__init__()
-        self.seer = seer
-        self.llava = make_model()
-        self.llava.model.vision_tower = seer.tower
-        nn.init.normal_(self.llava.get_input_embeddings().weight, std=0.05)
-        self.words = Words(make_tokenizer())
-        ids = self.words.ids
-        self.groups = {
-            "colour": torch.tensor([ids[name] for name in COLOUR_NAMES]),
-            "shape": torch.tensor([ids[name] for name in SHAPES]),
-            "row": torch.tensor([ids[name] for name in ROWS]),
-            "column": torch.tensor([ids[name] for name in COLUMNS]),
-            # a character at the start of a word and one inside it are different tokens
-            "character": torch.tensor(
-                [ids[c.lower()] for c in CHARACTERS] + [ids["##" + c.lower()] for c in CHARACTERS]
-            ),
-        }
-        width = self.llava.config.text_config.hidden_size
-        self.mention_heads, self.number_head = MentionHeads(width), nn.Linear(width, NUMBERS)
-        self.compare_head, self.centre_head = CompareHead(width), nn.Linear(width, 1)
-        self.area_head = nn.Linear(width, 1)
-        self.share_head, self.late_count = nn.Linear(width, 1), nn.Linear(width, MOST + 1)
-        self.looking = Looking(self.llava.model.language_model)
-        self._blind_mask: Tensor | None = None
-        self._states: dict[int, Tensor] = {}
-        layers = self.llava.model.language_model.layers
-        for layer in layers[:BLIND_LAYERS]:
-            layer.register_forward_pre_hook(self._hide, with_kwargs=True)
-        for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER):
-            layers[number].register_forward_hook(partial(self._note, number))
-
-    def _note(self, number: int, _module: nn.Module, _args: Any, output: Tensor) -> None:
-        self._states[number] = output
-
-    def mentions(self, packed: Packed, mentions: Mentions, pairs: bool, many: bool) -> tuple[Tensor, dict[str, float]]:
-        """Loss and right answers of the mention heads in the last forward pass; ``pairs``: compare phrases too."""
-        text = packed.ids.shape[1]
-        early, late = (self._states[number][:, -text:] for number in (LOOKUP_LAYER, NEIGHBOUR_LAYER))
-        loss, right = self.mention_heads((early, late), mentions, many)
-        if not pairs or not (mentions.compared != IGNORE).any():
-            return loss, right
-        more, shares = self.compare_head(late, mentions)
-        return loss + COMPARE_WEIGHT * more, right | shares
-
-    def _hide(self, _: nn.Module, args: Any, kwargs: dict[str, Any]) -> Any:
-        return (args, kwargs) if self._blind_mask is None else (args, {**kwargs, "attention_mask": self._blind_mask})
-
-    def forward(
-        self, features: Tensor, keep: Tensor, packed: Packed, blind: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits at the answer positions (A, V), their targets (A,) and the projected visual tokens (B, K, D).
-
-        ``keep`` (B, K) are positions behind the first visual token, up to 1151 in rows of two pictures.
-        """
-        embed = self.llava.get_input_embeddings()
-        visual = self.llava.model.multi_modal_projector(features)
-        batch = len(features)
-        prefix = torch.tensor(self.words.prefix).expand(batch, -1)
-        inputs = torch.cat([embed(prefix), visual, embed(packed.ids)], dim=1)
-        before = prefix.shape[1]
-        positions = torch.cat([torch.arange(before).expand(batch, -1), before + keep, packed.position], dim=1)
-        text = before + keep.shape[1]  # where the text starts
-        seen = mask(packed, text)
-        if blind:
-            self._blind_mask = seen.clone()
-            self._blind_mask[:, :, text:, before:text] = False
-        hidden = self.llava.model.language_model(
-            inputs_embeds=inputs, attention_mask=seen, position_ids=positions, use_cache=False
-        ).last_hidden_state[:, text:]
-        self._blind_mask = None
-        answered = packed.target != IGNORE
-        return self.llava.lm_head(hidden[answered]), packed.target[answered], visual
-
-    def measure(self, visual: Tensor, numbers: Tensor) -> Tensor:
-        """Loss of reading place and size of things off their visual tokens."""
-        known = ~numbers[..., 0].isnan()
-        found = self.number_head(F.rms_norm(visual[known], visual.shape[-1:]))
-        return F.smooth_l1_loss(found, numbers[known], beta=0.25)
-
-    def find_centres(self, visual: Tensor, centre: Tensor) -> Tensor:
-        """Loss of telling the token that holds the centre of its thing from the other tokens of the thing."""
-        known = centre != IGNORE
-        logits = self.centre_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
-        return F.binary_cross_entropy_with_logits(logits, centre[known].float())
-
-    def find_areas(self, visual: Tensor, area: Tensor) -> Tensor:
-        """Loss of telling off a visual token how many patches its thing has."""
-        known = ~area.isnan()
-        found = self.area_head(F.rms_norm(visual[known], visual.shape[-1:]))[:, 0]
-        return F.smooth_l1_loss(found, area[known] - 2, beta=0.1)
-
-    def find_shares(self, visual: Tensor, thing: Tensor) -> Tensor:
-        """Loss of telling off a visual token how much of its thing it stands for."""
-        return share_error(self.share_head(F.rms_norm(visual, visual.shape[-1:]))[..., 0], thing)
-
-    def look(self, batch: Sample) -> tuple[Tensor, dict[str, float]]:
-        """Loss of looking where the words of the questions point, and of knowing how many things are there."""
-        loss, parts = self.looking.loss(batch.mentions, batch.looks, len(self.words.prefix))
-        mentions = batch.mentions
-        late = self._states[NEIGHBOUR_LAYER][:, -batch.packed.ids.shape[1] :][mentions.row, mentions.place]
-        logits, count = self.late_count(F.rms_norm(late, late.shape[-1:])), mentions.classes[:, 0]
-        parts["late count"] = (logits.argmax(-1) == count).float().mean().item()
-        return loss + F.cross_entropy(logits, count, torch.tensor(COUNT_WEIGHTS)), parts
-
-    def align(self, visual: Tensor, targets: dict[str, Tensor]) -> Tensor:
-        """Cross-entropy of visual tokens against the words for what they show, by cosine."""
-        table = F.normalize(self.llava.get_input_embeddings().weight, dim=-1)
-        seen = F.normalize(visual, dim=-1)
-        terms = []
-        for name, group in self.groups.items():
-            valid = targets[name] != IGNORE
-            if valid.any():
-                terms.append(F.cross_entropy(16 * seen[valid] @ table[group].T, targets[name][valid]))
-        return torch.stack(terms).mean()
-
-
-@torch.no_grad()
-def look(seer: TowerWithHeads, scenes: list[Scene]) -> Tensor:
-    """Features of whole pictures, (B, 576, D)."""
-    rows = torch.arange(IMAGE_TOKENS).expand(len(scenes), -1)
-    return tower_features(seer.tower, to_tensor([np.asarray(render(s)) for s in scenes]), rows)[0]
-
-
-def cache_features(seer: TowerWithHeads, path: Path, count: int) -> np.ndarray:
+def cache_features(seer: TowerWithHeads, path: Path, count: int, half: bool) -> np.ndarray:
     """Features of the first ``count`` training pictures as float16, made once and kept in a file."""
     if not count:
-        return np.zeros((0, IMAGE_TOKENS, seer.tower.config.hidden_size), dtype=np.float16)
+        return np.zeros((0, IMAGE_TOKENS, seer.architecture.width), dtype=np.float16)
     if path.exists():
         found = np.load(path, mmap_mode="r")
         if len(found) >= count:
             return found
     made = []
     for start in tqdm(range(0, count, 10), "features", mininterval=5):
-        made.append(look(seer, [scene("train", i) for i in range(start, start + 10)]).to(torch.float16).numpy())
+        seen = look(seer, [scene("train", i) for i in range(start, start + 10)], half)
+        made.append(seen.to(torch.float16).cpu().numpy())
     np.save(path, np.concatenate(made))
     return np.load(path, mmap_mode="r")
 
@@ -219,7 +72,8 @@ def validate(trainer: PocketTrainer, phase: Phase, pictures: int = 80) -> dict[s
     right: Counter[str] = Counter()
     asked: Counter[str] = Counter()
     for start in range(0, pictures, 10):
-        batch = sample(trainer.words, [scene("validation", i) for i in range(start, start + 10)], phase, 17)
+        scenes = [scene("validation", i) for i in range(start, start + 10)]
+        batch = moved(sample(trainer.words, scenes, phase, 17), trainer.device)
         features = batch.kept(look(trainer.seer, batch.scenes))
         logits, targets, _ = trainer(features, batch.keep, batch.packed, phase.blind)
         found = [exact(logits, targets, batch.packed)]
@@ -234,19 +88,11 @@ def validate(trainer: PocketTrainer, phase: Phase, pictures: int = 80) -> dict[s
 
 def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.Optimizer]:
     """Muon for the matrices of the blocks, AdamW for the rest; the last two are the tower's, for the joint phases."""
-    core = trainer.llava.model.language_model
-    matrices = [p for p in core.layers.parameters() if p.ndim == 2]
-    others = [p for p in core.parameters() if all(p is not m for m in matrices)]
-    others += [*trainer.llava.model.multi_modal_projector.parameters(), *trainer.mention_heads.parameters()]
-    for head in (
-        trainer.number_head,
-        trainer.compare_head,
-        trainer.centre_head,
-        trainer.area_head,
-        trainer.share_head,
-        trainer.late_count,
-    ):
-        others += list(head.parameters())
+    fast, slow = trainer.architecture.matrices(trainer.model)
+    matrices = {id(parameter) for parameter in (*fast, *slow)}
+    others = [*trainer.core.parameters(), *trainer.architecture.projector(trainer.model).parameters()]
+    others = [p for p in others if id(p) not in matrices] + trainer.heads()
+    groups = [{"params": fast, "lr": plan.matrix_rate}, {"params": slow, "lr": plan.looking_share * plan.matrix_rate}]
     usual, share = TowerPlan(), plan.tower_share
     gentle = TowerPlan(
         matrix_rate=share * usual.matrix_rate,
@@ -255,7 +101,7 @@ def optimisers(trainer: PocketTrainer, plan: LanguagePlan) -> list[torch.optim.O
         first_rate=share * usual.first_rate,
     )
     return [
-        Muon(matrices, lr=plan.matrix_rate, weight_decay=0.02),
+        Muon([group for group in groups if group["params"]], weight_decay=0.02, half=plan.half),
         torch.optim.AdamW(others, lr=plan.other_rate, betas=(0.9, 0.95), weight_decay=0.0),
         *tower_optimisers(trainer.seer, gentle),
     ]
@@ -271,52 +117,82 @@ def locate(plan: LanguagePlan, step: int) -> tuple[int, Phase, float]:
     raise ValueError(f"step is {step} past the last phase")
 
 
+def draw_batch(trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, step: int, count: int) -> tuple[Sample, Any]:
+    """Batch of one step on the trainer's device, and which pictures it has of the ``count`` cached ones."""
+    order = None
+    if phase.fresh:
+        scenes = [scene("train", FIRST_FRESH + 100 * (phase.first + step) + i) for i in range(phase.pictures)]
+    else:
+        order = np.random.RandomState(step).choice(count, phase.pictures, replace=False)
+        scenes = [scene("train", int(i)) for i in order]
+    return moved(sample(trainer.words, scenes, phase, step + 1, plan.looks), trainer.device), order
+
+
+def see(trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, batch: Sample) -> tuple[Tensor, Tensor]:
+    """Kept features of fresh pictures, and the tower's loss where it is trained too."""
+    if not phase.joint:
+        return batch.kept(look(trainer.seer, batch.scenes, plan.half)), torch.zeros((), device=trainer.device)
+    rows = torch.arange(IMAGE_TOKENS).expand(len(batch.scenes), -1)
+    pixels = to_tensor([np.asarray(render(s)) for s in batch.scenes])
+    with halved(trainer.device, plan.half):
+        seen = trainer.seer.features(pixels.to(trainer.device), rows.to(trainer.device))
+    features, whole = moved(seen, torch.float32)
+    truth = torch.stack([global_targets(s, (0, 0, GRID)) for s in batch.scenes])
+    labels, truth = moved((collect(batch.labels, rows), truth), trainer.device)
+    place = plan.detail and trainer.architecture.knows_place
+    dense = losses(*trainer.seer.read(features, whole), labels, truth)
+    return batch.kept(features), total_loss(dense, plan.detail, place, plan.shares)
+
+
+def taught(
+    trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, batch: Sample, visual: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Everything but the answers that the last forward pass is taught: the loss, and what to log of it."""
+    placed = trainer.knowing_place(visual)
+    align = trainer.align(visual, placed, batch.targets)
+    loss, parts = plan.align_weight * align, {"align": align.item()}
+
+    def add(weight: float, name: str, term: Tensor, more: dict[str, float] | None = None) -> None:
+        nonlocal loss
+        loss = loss + weight * term
+        parts.update({name: term.item()} if more is None else more)
+
+    if phase.mentions:
+        add(plan.mention_weight, "", *trainer.mentions(batch.packed, batch.mentions, plan.centres, phase.many))
+        add(plan.measure_weight, "measure", trainer.measure(placed, batch.targets["numbers"]))
+    if not trainer.architecture.knows_place:
+        add(plan.place_weight, "place", trainer.find_places(placed, batch.keep))
+    if plan.centres:
+        add(plan.align_weight, "centre", trainer.find_centres(visual, batch.targets["centre"]))
+    if plan.areas:
+        add(1.0, "area", trainer.find_areas(visual, batch.targets["area"]))
+    if plan.shares:
+        add(0.5, "share", trainer.find_shares(visual, batch.targets["thing"]))
+        add(plan.look_weight, "", *trainer.count_late(batch.packed, batch.mentions))
+    if plan.looks:
+        add(plan.look_weight, "", *trainer.look(batch))
+    return loss, parts
+
+
 def step_loss(
     trainer: PocketTrainer, plan: LanguagePlan, phase: Phase, step: int, cache: np.ndarray
 ) -> tuple[Tensor, dict[str, float], tuple[Counter[str], Counter[str]]]:
     """Loss of one step, its parts and the exact answers of the batch."""
-    if phase.fresh:
-        scenes = [scene("train", FIRST_FRESH + 100 * (phase.first + step) + i) for i in range(phase.pictures)]
+    batch, order = draw_batch(trainer, plan, phase, step, len(cache))
+    if order is None:
+        kept, extra = see(trainer, plan, phase, batch)
     else:
-        order = np.random.RandomState(step).choice(len(cache), phase.pictures, replace=False)
-        scenes = [scene("train", int(i)) for i in order]
-    batch = sample(trainer.words, scenes, phase, step + 1)
-    extra = torch.zeros(())
-    if phase.joint:
-        rows = torch.arange(IMAGE_TOKENS).expand(len(scenes), -1)
-        features, whole = tower_features(trainer.seer.tower, to_tensor([np.asarray(render(s)) for s in scenes]), rows)
-        outputs = trainer.seer.read(features, whole)
-        truth = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
-        dense = losses(*outputs, collect(batch.labels, rows), truth)
-        extra = total_loss(dense, plan.detail, plan.detail, plan.looks)
-    elif phase.fresh:
-        features = look(trainer.seer, scenes)
-    else:
-        features = torch.from_numpy(np.stack([cache[int(i)] for i in order])).float()
-    kept = batch.kept(features)
+        read = [cache[int(i)][places] for i, places in zip(order, batch.keep.cpu().numpy(), strict=True)]
+        kept, extra = (
+            torch.from_numpy(np.stack(read)).float().to(trainer.device),
+            torch.zeros((), device=trainer.device),
+        )
     logits, targets, visual = trainer(kept, batch.keep, batch.packed, phase.blind)
     right, asked = exact(logits.detach(), targets, batch.packed)
-    answer, align = weighted(logits, targets, batch.packed), trainer.align(visual, batch.targets)
-    loss = answer + plan.align_weight * align + 0.3 * extra
-    parts = {"answer": answer.item(), "align": align.item(), "tower": extra.item()}
-    if phase.mentions:
-        looked_up, shares = trainer.mentions(batch.packed, batch.mentions, plan.centres, phase.many)
-        measured = trainer.measure(visual, batch.targets["numbers"])
-        loss = loss + plan.mention_weight * looked_up + plan.measure_weight * measured
-        parts |= {"measure": measured.item(), **shares}
-    if plan.centres:
-        centred = trainer.find_centres(visual, batch.targets["centre"])
-        loss = loss + plan.align_weight * centred
-        parts["centre"] = centred.item()
-    if plan.areas:
-        sized = trainer.find_areas(visual, batch.targets["area"])
-        loss = loss + sized
-        parts["area"] = sized.item()
-    if plan.looks:
-        shared = trainer.find_shares(visual, batch.looks.thing)
-        looked, more = trainer.look(batch)
-        loss = loss + 0.5 * shared + plan.look_weight * looked
-        parts |= {"share": shared.item(), **more}
+    answer = weighted(logits, targets, batch.packed)
+    more, parts = taught(trainer, plan, phase, batch, visual)
+    loss = answer + more + 0.3 * extra
+    parts |= {"answer": answer.item(), "tower": extra.item()}
     if batch.pairs is not None:
         logits, targets, _ = trainer(*batch.paired(kept), batch.pairs, phase.blind)
         both = weighted(logits, targets, batch.pairs)
@@ -333,11 +209,10 @@ def weighted(logits: Tensor, targets: Tensor, packed: Packed) -> Tensor:
 
 
 def train_language(
-    run: Path, plan: LanguagePlan, start: TowerWithHeads | PocketTrainer, seed: int = 0, stage: str = "language"
+    run: Path, plan: LanguagePlan, trainer: PocketTrainer, stage: str = "language", device: str = "cpu"
 ) -> PocketTrainer:
-    """Run or resume a stage, from a tower or from an earlier stage, and return the trained model."""
-    torch.manual_seed(seed + 1)
-    trainer = start if isinstance(start, PocketTrainer) else PocketTrainer(start)
+    """Run or resume a stage on a model, which may come from an earlier stage, and return it."""
+    trainer.to(device).half = plan.half
     log, path = Log(run, stage), run / f"{stage}.pt"
     total = sum(phase.steps for phase in plan.phases)
     tools = optimisers(trainer, plan)
@@ -351,7 +226,7 @@ def train_language(
         for tool, saved in zip(tools, state["optimisers"], strict=True):
             tool.load_state_dict(saved)
     cached = plan.cached if any(not phase.fresh for phase in plan.phases) else 0
-    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", cached)
+    cache = cache_features(trainer.seer, run / f"features-{plan.features or stage}.npy", cached, plan.half)
     seen: dict[str, Counter[str]] = defaultdict(Counter)
     for step in tqdm(range(done, total), stage, initial=done, total=total, mininterval=5):
         number, phase, rate = locate(plan, step)
@@ -363,6 +238,8 @@ def train_language(
         nn.utils.clip_grad_norm_(trainer.parameters(), 1.0)
         for tool in used:
             tool.step()
+        if trainer.rein is not None:
+            parts["rein"] = trainer.rein.tighten()
         seen["right"].update(right)
         seen["asked"].update(asked)
         if (step + 1) % 25 == 0:

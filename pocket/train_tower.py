@@ -1,8 +1,8 @@
-"""Stage 1: teach a CLIP-format vision tower to see, with dense labels on every patch.
+"""Stage 1: teach a vision tower to see, with dense labels on everything that becomes a visual token.
 
-Contract: writes ``tower.pt`` (checkpoint, resumable) into the run folder. The patch heads read the last but one layer,
-which is what LLaVA feeds to the language model; the class token reads the last layer and is taught what the whole
-picture holds, so that its attention means something. All heads are thrown away afterwards.
+Contract: writes ``tower.pt`` (checkpoint, resumable) into the run folder. The patch heads read what the tower passes on
+to the language model; a class token, if there is one, is taught what the whole picture holds, so that its attention
+means something. All heads are thrown away afterwards.
 """
 
 from dataclasses import dataclass
@@ -14,18 +14,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
-from transformers import CLIPVisionModel
 
 from adaptprune.tabletop.labels import IGNORE, PatchLabels, patch_labels
 from adaptprune.tabletop.render import render
 from adaptprune.tabletop.scenes import Scene, scene
 from adaptprune.tabletop.vocabulary import CHARACTERS, COLOUR_NAMES, GRID, PATCH_SIZE, SHAPES
-from pocket.looking import share_error
-from pocket.mentions import MOST
-from pocket.model import vision_config
+from pocket.architectures import Architecture
 from pocket.muon import Muon
-from pocket.runs import Log, learning_rate, load, save, set_rate
-from pocket.start import add_ramps, look_at_neighbours, to_tensor, whiten
+from pocket.pixels import to_tensor
+from pocket.precision import halved
+from pocket.runs import Log, learning_rate, load, moved, save, set_rate
+from pocket.shares import CUT, MOST, share_error
 
 WINDOW = 12  # patches along one side of a training crop
 KINDS = len(SHAPES) + 2  # shapes, background, sign
@@ -45,13 +44,14 @@ class TowerPlan:
     stop: int | None = None  # end here, before the schedule does
     place: bool = False  # teach every patch where it is
     ramps: bool = False  # before the first step, write that into the positions
-    sums: bool = False  # teach shares of things that sum to one; for whole pictures only
+    sums: bool = False  # teach shares of things that sum to one
     full_share: float = 0.12  # last part of the steps, on whole pictures
     full_per_step: int = 8
     matrix_rate: float = 0.02
     other_rate: float = 1.5e-3
     looking_rate: float = 3e-4  # queries, keys and positions
     first_rate: float = 5e-5  # 588 correlated pixels add up: a step of 1e-3 on each would move a token by its own size
+    half: bool = False  # matrix products in bfloat16
     save_every: int = 200
     validate_every: int = 400
 
@@ -59,10 +59,11 @@ class TowerPlan:
 class TowerWithHeads(nn.Module):
     """The tower and the linear heads that teach it."""
 
-    def __init__(self) -> None:
+    def __init__(self, architecture: Architecture) -> None:
         super().__init__()
-        self.tower = CLIPVisionModel(vision_config())
-        width = self.tower.config.hidden_size
+        self.architecture = architecture
+        self.tower = architecture.make_tower()
+        width = architecture.width
         self.sizes = {
             "shape": KINDS,
             "colour": len(COLOUR_NAMES),
@@ -74,49 +75,31 @@ class TowerWithHeads(nn.Module):
         self.patch_head = nn.Linear(width, sum(self.sizes.values()))
         pairs = len(SHAPES) * len(COLOUR_NAMES)
         self.class_head = nn.Linear(width, pairs + len(SHAPES) + len(COLOUR_NAMES) + 1)
-        look_at_neighbours(self.tower)
-        whiten(self.tower)
+        architecture.start_tower(self.tower)
         # last, so that they change nothing for plans that do not use them
         self.radius_head = nn.Linear(width, 1)
         self.place_head = nn.Linear(width, 2)
         self.share_head = nn.Linear(width, 1)
 
-    def forward(self, pixels: Tensor, rows: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    def forward(self, pixels: Tensor, rows: Tensor) -> tuple[dict[str, Tensor], Tensor | None]:
         """Patch predictions (B, N, ...) by name and class-token predictions (B, ...).
 
         ``pixels`` is (B, 3, H, W) and ``rows`` (B, N) the position rows of its patches on the full grid.
         """
-        return self.read(*tower_features(self.tower, pixels, rows))
+        return self.read(*self.features(pixels, rows))
 
-    def read(self, features: Tensor, whole: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        """Predictions from patch features (B, N, D) and the class state (B, D)."""
+    def features(self, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features of all visual tokens (B, N, D) and the class state (B, D), None where the tower has none."""
+        return self.architecture.features(self.tower, pixels, rows)
+
+    def read(self, features: Tensor, whole: Tensor | None) -> tuple[dict[str, Tensor], Tensor | None]:
+        """Predictions from features (B, N, D) and the class state (B, D)."""
         outputs = self.patch_head(self.norm(features)).split(list(self.sizes.values()), dim=-1)
         found = dict(zip(self.sizes, outputs, strict=True))
         found["radius"] = self.radius_head(self.norm(features))
         found["place"] = self.place_head(self.norm(features))
         found["share"] = self.share_head(self.norm(features))[..., 0]
-        return found, self.class_head(whole)
-
-
-def tower_features(tower: CLIPVisionModel, pixels: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Patch states before the last layer (B, N, D) and the class state after it (B, D), for any window of the grid."""
-    parts = tower.embeddings
-    patches = parts.patch_embedding(pixels).flatten(2).transpose(1, 2)
-    first = parts.class_embedding.expand(len(pixels), 1, -1)
-    positions = F.pad(rows + 1, (1, 0))  # row 0 is the class token's
-    hidden = tower.pre_layrnorm(torch.cat([first, patches], dim=1) + parts.position_embedding(positions))
-    *layers, last = tower.encoder.layers
-    for layer in layers:
-        hidden = layer(hidden, None)
-    # Only the class token is read after the last layer, so only its query is computed.
-    normed, attention = last.layer_norm1(hidden), last.self_attn
-    heads = (attention.num_heads, attention.head_dim)
-    query = attention.q_proj(normed[:, :1]).unflatten(-1, heads).transpose(1, 2)
-    key, value = (proj(normed).unflatten(-1, heads).transpose(1, 2) for proj in (attention.k_proj, attention.v_proj))
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    whole = hidden[:, :1] + attention.out_proj(mixed)
-    whole = whole + last.mlp(last.layer_norm2(whole))
-    return hidden[:, 1:], tower.post_layernorm(whole[:, 0])
+        return found, None if whole is None else self.class_head(whole)
 
 
 def global_targets(picture: Scene, window: tuple[int, int, int]) -> Tensor:
@@ -131,9 +114,11 @@ def global_targets(picture: Scene, window: tuple[int, int, int]) -> Tensor:
     return torch.cat([pairs.flatten().clamp(max=1), counts])
 
 
-def losses(patches: dict[str, Tensor], whole: Tensor, labels: dict[str, Tensor], targets: Tensor) -> dict[str, Tensor]:
+def losses(
+    patches: dict[str, Tensor], whole: Tensor | None, labels: dict[str, Tensor], targets: Tensor
+) -> dict[str, Tensor]:
     """All training losses by name, each a mean over the entries it applies to."""
-    weight = torch.ones(KINDS)
+    weight = torch.ones(KINDS, device=targets.device)
     weight[len(SHAPES)] = 0.15  # background is most of every picture
     found = {"shape": F.cross_entropy(patches["shape"].flatten(0, 1), labels["shape"].flatten(), weight)}
     for name in ("colour", "character", "position"):
@@ -144,6 +129,8 @@ def losses(patches: dict[str, Tensor], whole: Tensor, labels: dict[str, Tensor],
     found["radius"] = F.smooth_l1_loss(patches["radius"][on_thing][:, 0], labels["radius"][on_thing])
     found["place"] = F.smooth_l1_loss(patches["place"], labels["place"], beta=0.1)
     found["share"] = share_error(patches["share"], labels["thing"])
+    if whole is None:
+        return found
     pairs = len(SHAPES) * len(COLOUR_NAMES)
     found["pairs"] = F.binary_cross_entropy_with_logits(whole[:, :pairs], targets[:, :pairs]) * 4
     found["counts"] = F.smooth_l1_loss(whole[:, pairs:], targets[:, pairs:])
@@ -209,11 +196,20 @@ def _corner(current: Scene, crop: int, draw: np.random.RandomState) -> tuple[int
 def collect(truths: list[PatchLabels], rows: Tensor) -> dict[str, Tensor]:
     """Labels of the patches in ``rows`` (B, N) as tensors by name."""
     batch = {}
-    for name in ("thing", "shape", "colour", "character", "position", "offset", "radius"):
+    for name in ("shape", "colour", "character", "position", "offset", "radius"):
         batch[name] = torch.stack([torch.from_numpy(getattr(t, name))[r] for t, r in zip(truths, rows, strict=True)])
+    batch["thing"] = torch.stack([_whole_things(t.thing, r.numpy()) for t, r in zip(truths, rows, strict=True)])
     middle = (GRID - 1) / 2
     batch["place"] = torch.stack([rows % GRID - middle, rows // GRID - middle], dim=-1) / middle  # x, y from -1 to 1
     return batch
+
+
+def _whole_things(thing: np.ndarray, window: np.ndarray) -> Tensor:
+    """Things of the patches of a window, CUT where a part of the thing is outside of it."""
+    inside = np.bincount(thing[window] + 1, minlength=MOST + 1)
+    partly = inside < np.bincount(thing + 1, minlength=MOST + 1)
+    partly[0] = False
+    return torch.from_numpy(np.where(partly[thing[window] + 1], CUT, thing[window]))
 
 
 def share_right(predicted: Tensor, labels: dict[str, Tensor], name: str) -> float:
@@ -228,13 +224,15 @@ def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
 
     Of offset, radius and place the mean error, in patches; of shares that of their sum over a thing.
     """
+    device = next(model.parameters()).device
     names = ("shape", "background", "colour", "character", "position", "offset", "radius", "place", "sum", "pairs")
     hits: dict[str, list[Tensor]] = {name: [] for name in names}
     for start in range(0, pictures, 8):
         scenes = [scene("validation", index) for index in range(start, start + 8)]
         rows = torch.arange(GRID * GRID).expand(8, -1)
-        labels = collect([patch_labels(s) for s in scenes], rows)
-        patches, whole = model(to_tensor([np.asarray(render(s)) for s in scenes]), rows)
+        labels = moved(collect([patch_labels(s) for s in scenes], rows), device)
+        pixels = to_tensor([np.asarray(render(s)) for s in scenes])
+        patches, whole = model(pixels.to(device), rows.to(device))
         kind = patches["shape"].argmax(-1) == labels["shape"]
         on_thing = labels["colour"] != IGNORE
         hits["shape"].append(kind[on_thing])
@@ -244,12 +242,16 @@ def validate(model: TowerWithHeads, pictures: int = 48) -> dict[str, float]:
         hits["offset"].append((patches["offset"] - labels["offset"])[on_thing].abs().flatten())
         hits["place"].append((patches["place"] - labels["place"]).abs().flatten() * (GRID - 1) / 2)
         hits["radius"].append((patches["radius"][..., 0] - labels["radius"])[on_thing].abs())
-        sums = torch.zeros(len(scenes), MOST + 1).scatter_add_(1, labels["thing"] + 1, patches["share"].exp())[:, 1:]
+        sums = torch.zeros(len(scenes), MOST + 1, device=device).scatter_add_(
+            1, labels["thing"] + 1, patches["share"].exp()
+        )[:, 1:]
         hits["sum"].append((sums - 1)[sums > 0].abs())
-        targets = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes])
+        if whole is None:
+            continue
+        targets = torch.stack([global_targets(s, (0, 0, GRID)) for s in scenes]).to(device)
         pairs = len(SHAPES) * len(COLOUR_NAMES)
         hits["pairs"].append(((whole[:, :pairs] > 0) == (targets[:, :pairs] > 0))[targets[:, :pairs] > 0])
-    return {name: torch.cat(values).float().mean().item() for name, values in hits.items()}
+    return {name: torch.cat(values).float().mean().item() for name, values in hits.items() if values}
 
 
 def optimisers(model: TowerWithHeads, plan: TowerPlan) -> list[torch.optim.Optimizer]:
@@ -257,31 +259,26 @@ def optimisers(model: TowerWithHeads, plan: TowerPlan) -> list[torch.optim.Optim
 
     Muon on queries and keys would wipe out the local start within fifty steps, and little is learnt without it.
     """
-    first, looking, matrices, others = [], [], [], []
-    for name, parameter in model.named_parameters():
-        if "patch_embedding" in name:
-            first.append(parameter)
-        elif "q_proj" in name or "k_proj" in name or "position_embedding" in name:
-            looking.append(parameter)
-        else:
-            (matrices if "encoder" in name and parameter.ndim == 2 else others).append(parameter)
+    rated: dict[str | None, list[nn.Parameter]] = {rate: [] for rate in ("first", "looking", "matrix", "other", None)}
+    for name, parameter in model.tower.named_parameters():
+        rated[model.architecture.rate_of(name, parameter)].append(parameter)
+    heads = [parameter for name, parameter in model.named_parameters() if not name.startswith("tower.")]
     groups = [
-        {"params": first, "lr": plan.first_rate},
-        {"params": looking, "lr": plan.looking_rate},
-        {"params": others, "lr": plan.other_rate},
+        {"params": rated["first"], "lr": plan.first_rate},
+        {"params": rated["looking"], "lr": plan.looking_rate},
+        {"params": rated["other"] + heads, "lr": plan.other_rate},
     ]
     return [
-        Muon(matrices, lr=plan.matrix_rate, weight_decay=0.02),
+        Muon(rated["matrix"], lr=plan.matrix_rate, weight_decay=0.02, half=plan.half),
         torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def train_tower(
-    run: Path, plan: TowerPlan, seed: int = 0, stage: str = "tower", start: TowerWithHeads | None = None
+    run: Path, plan: TowerPlan, start: TowerWithHeads, stage: str = "tower", device: str = "cpu"
 ) -> TowerWithHeads:
-    """Run or resume the stage, on a tower made before if there is one, and return the trained tower with its heads."""
-    torch.manual_seed(seed)
-    model, log, path = start or TowerWithHeads(), Log(run, stage), run / f"{stage}.pt"
+    """Run or resume the stage on a tower, and return it with its heads."""
+    model, log, path = start.to(device), Log(run, stage), run / f"{stage}.pt"
     tools = optimisers(model, plan)
     state: dict[str, Any] = load(path) or {"step": 0}
     last = plan.steps if plan.stop is None else plan.stop
@@ -290,15 +287,16 @@ def train_tower(
     if state["step"] >= last:
         return model
     if plan.ramps and not state["step"]:
-        add_ramps(model.tower)
+        model.architecture.add_ramps(model.tower)
     for tool, saved in zip(tools, state.get("optimisers", []), strict=False):
         tool.load_state_dict(saved)
     hits: list[list[float]] = []
     first_full = int(plan.steps * (1 - plan.full_share))
     for step in tqdm(range(state["step"], last), stage, mininterval=5):
         set_rate(tools, plan.peak * learning_rate(step, plan.steps, hold=plan.hold))
-        pixels, rows, labels, targets = make_batch(step, plan, step >= first_full)
-        outputs = model(pixels, rows)
+        pixels, rows, labels, targets = moved(make_batch(step, plan, step >= first_full), device)
+        with halved(device, plan.half):
+            outputs = moved(model(pixels, rows), torch.float32)
         found = losses(*outputs, labels, targets)
         for tool in tools:
             tool.zero_grad()

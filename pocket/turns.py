@@ -1,8 +1,8 @@
 """Question turns packed behind one picture: many questions share the cost of one set of visual tokens.
 
-Contract: a packed row is ``<s> USER :`` + visual tokens + turns. A turn sees the picture and itself, never another
-turn, and its positions start right after the picture; so every turn is, token by token, the prompt that the exported
-processor builds. Answers are what the loss is taken on.
+Contract: a packed row is what stands ahead of a picture + visual tokens + turns. A turn sees the picture and itself,
+never another turn, and its positions start right after the picture; so every turn is, token by token, the prompt that
+the exported processor builds. Answers are what the loss is taken on.
 """
 
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast
 
 from adaptprune.tabletop.labels import IGNORE, PatchLabels
 from adaptprune.tabletop.questions import Question
 from adaptprune.tabletop.scenes import Scene
 from adaptprune.tabletop.vocabulary import GRID, PATCH_SIZE
-from pocket.model import BOS, EOS, IMAGE_TOKENS, PAD
+from pocket.architectures import Architecture
 
+IMAGE_TOKENS = GRID * GRID
 CAPTION_WEIGHT = 0.25  # a caption is a dozen tokens; unweighted, half of the loss would be captions
 STRESS = {"relation": 4.0, "comparing": 3.0, "counting": 2.0, "nearest": 2.0, "caption": CAPTION_WEIGHT}
 END_WEIGHT = 0.25  # the end of the answer is easy, but for signs
@@ -26,13 +26,15 @@ END_WEIGHT = 0.25  # the end of the answer is easy, but for signs
 class Words:
     """Token ids of questions and answers, and of the prompt around them."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, architecture: Architecture) -> None:
+        self._tokenizer = tokenizer = architecture.make_tokenizer()
         self.ids = tokenizer.get_vocab()
         self.names = {number: name for name, number in self.ids.items()}
         self._known: dict[str, list[int]] = {}
-        self.prefix = [BOS, *self._encode("USER:")]
-        self._suffix = self._encode("ASSISTANT:")
+        self.prefix, self.between = self._encode(architecture.before), self._encode(architecture.between)
+        self._after, self._suffix = self._encode(architecture.after), self._encode(architecture.suffix)
+        self.pad, self._end = self.ids[architecture.pad], self.ids[architecture.eos]
+        self._span = architecture.span
 
     def _encode(self, text: str) -> list[int]:
         if text not in self._known:
@@ -47,7 +49,11 @@ class Words:
             answer = [self.ids[letters[0]], *(self.ids["##" + letter] for letter in letters[1:])]
         else:
             answer = self._encode(question.answer)
-        return self._encode(question.question) + self._suffix, [*answer, EOS]
+        return self._after + self._encode(question.question) + self._suffix, [*answer, self._end]
+
+    def start(self, pictures: int) -> int:
+        """Position of the first token behind so many pictures."""
+        return len(self.prefix) + pictures * self._span + (pictures - 1) * len(self.between)
 
 
 @dataclass
@@ -60,6 +66,7 @@ class Packed:
     target: Tensor
     weight: Tensor  # of a target in the loss
     types: list[list[str]]  # of turn t of row b
+    pictures: int = 1  # ahead of the turns of a row
 
 
 def weights(question: Question, prompt: int, answer: int, stress: bool) -> list[float]:
@@ -74,7 +81,7 @@ def weights(question: Question, prompt: int, answer: int, stress: bool) -> list[
 def pack(words: Words, asked: list[list[Question]], pictures: int = 1, stress: bool = False) -> Packed:
     """Lay the turns of every row one after another, after ``pictures`` pictures, and pad the rows to one length."""
     rows, types = [], []
-    start = len(words.prefix) + pictures * IMAGE_TOKENS
+    start = words.start(pictures)
     for questions in asked:
         ids, turn, position, target, weight = [], [], [], [], []
         for number, question in enumerate(questions):
@@ -91,17 +98,17 @@ def pack(words: Words, asked: list[list[Question]], pictures: int = 1, stress: b
     length = max(len(row[0]) for row in rows)
     padded = [
         torch.tensor([row[part] + [filler] * (length - len(row[part])) for row in rows])
-        for part, filler in enumerate((PAD, -1, 0, IGNORE, 0.0))
+        for part, filler in enumerate((words.pad, -1, 0, IGNORE, 0.0))
     ]
-    return Packed(*padded, types)
+    return Packed(*padded, types, pictures)
 
 
 def mask(packed: Packed, before: int) -> Tensor:
     """Boolean attention mask (B, 1, L, L) with ``before`` prefix and visual tokens ahead of the text."""
     batch, text = packed.turn.shape
-    shared = torch.full((batch, before), -2)
+    shared = torch.full((batch, before), -2, device=packed.turn.device)
     turn = torch.cat([shared, packed.turn], dim=1)
-    order = torch.arange(before + text)
+    order = torch.arange(before + text, device=turn.device)
     causal = order[None, :] <= order[:, None]
     reachable = (turn[:, None, :] == -2) | (turn[:, None, :] == turn[:, :, None])
     return (reachable & causal)[:, None]

@@ -1,11 +1,9 @@
-"""The pocket model as shipped: plain loading, coherent ids, right answers; and its training code on a tiny plan."""
+"""The pocket model as shipped: plain loading, coherent ids, right answers."""
 
 import json
-import math
 import socket
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -13,7 +11,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 import adaptprune
 from adaptprune.tabletop import QUESTION_TYPES, is_right, questions, render, scene
-from adaptprune.tabletop.labels import patch_labels
 
 ASSETS = Path(adaptprune.__file__).parent / "assets"
 POCKET = ASSETS / "pocket"
@@ -130,187 +127,6 @@ def test_padding_does_not_change_answers(model, processor):
     assert together == alone
 
 
-def test_packed_turns_are_the_exported_prompt(processor):
-    language = pytest.importorskip("pocket.train_language")
-    from pocket.plans import Phase
-    from pocket.samples import sample
-    from pocket.train_tower import TowerWithHeads
-
-    torch.manual_seed(0)
-    trainer = language.PocketTrainer(TowerWithHeads()).eval()
-    phase = Phase(1, 576, ("existence", "reading", "where"), 1, 1)
-    batch = sample(trainer.words, [scene("train", 3)], phase, 1)
-    with torch.no_grad():
-        logits, _, _ = trainer(language.look(trainer.seer, batch.scenes), batch.keep, batch.packed)
-        first = 0
-        for question in questions(scene("train", 3), 1, phase.types, 1):
-            text = PROMPT.format(question.question)
-            inputs = processor(images=render(scene("train", 3)), text=text, return_tensors="pt")
-            assert torch.allclose(trainer.llava(**inputs).logits[0, -1], logits[first], atol=1e-4)
-            first += len(trainer.words.turn(question)[1])
-
-
-def test_packed_pairs_are_the_exported_prompt_of_two_pictures(processor):
-    language = pytest.importorskip("pocket.train_language")
-    from pocket.plans import Phase
-    from pocket.samples import PAIR_TURNS, pair_questions, sample
-    from pocket.train_tower import TowerWithHeads
-
-    torch.manual_seed(0)
-    trainer = language.PocketTrainer(TowerWithHeads()).eval()
-    scenes = [scene("train", 3), scene("train", 4)]
-    batch = sample(trainer.words, scenes, Phase(1, 576, ("existence",), 1, 2, pairs=1), 1)
-    with torch.no_grad():
-        logits, _, _ = trainer(*batch.paired(language.look(trainer.seer, scenes)), batch.pairs)
-        first = 0
-        for question in pair_questions(*scenes, 1, PAIR_TURNS)[:3]:
-            content = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": question.question}]
-            text = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
-            inputs = processor(images=[render(s) for s in scenes], text=text, return_tensors="pt")
-            assert (inputs["input_ids"] == trainer.llava.config.image_token_index).sum() == 2 * 576
-            assert torch.allclose(trainer.llava(**inputs).logits[0, -1], logits[first], atol=1e-4)
-            first += len(trainer.words.turn(question)[1])
-
-
-def test_mentions_are_found_and_looked_up(processor):
-    pytest.importorskip("pocket")
-    from pocket.mentions import find_mentions, phrases
-    from pocket.turns import Words, pack
-
-    def found(text, bare_nouns=False):
-        return phrases(text.split(), bare_nouns)
-
-    assert found("is there a red circle ?") == [(4, "red", "circle")]
-    assert found("what color is the object nearest to the star ?") == [(8, None, "star")]
-    assert found("are there more pink things than hearts ?") == [(4, "pink", None), (6, None, "heart")]
-    assert found("how many items are there ?", True) == [(2, None, None)]
-
-    words = Words(processor.tokenizer)
-    current = scene("train", 5)
-    asked = questions(current, 0, ["counting", "where", "colour"], 3)
-    mentions = find_mentions(words, [current], [asked])
-    packed = pack(words, [asked])
-    for place, classes in zip(mentions.place, mentions.classes, strict=True):
-        question = asked[packed.turn[0, place]]
-        if question.type == "counting":
-            assert str(classes[0].item()) == question.answer
-        else:
-            assert classes[0] == 1
-    assert len(mentions.row) == len(asked)
-
-
-def test_where_words_should_look_sums_to_the_number_of_things(processor):
-    pytest.importorskip("pocket")
-    from pocket.looking import find_looks, shares
-    from pocket.mentions import find_mentions
-    from pocket.turns import Words
-
-    scenes = [scene("train", index) for index in range(12)]
-    labels = [patch_labels(current) for current in scenes]
-    for current, truth in zip(scenes, labels, strict=True):
-        share = shares(truth, np.arange(576))
-        assert not share[truth.thing < 0].any()
-        for number in set(range(len(current.things))) & set(truth.thing):
-            assert share[truth.thing == number].sum() == pytest.approx(1)
-    asked = [questions(current, 0, ["counting", "nearest"], 3) for current in scenes]
-    mentions = find_mentions(Words(processor.tokenizer), scenes, asked)
-    looks = find_looks(mentions, labels, np.arange(576)[None].repeat(len(scenes), 0))
-    flat = [question for turns in asked for question in turns]
-    for question, fits, following, row in zip(flat, looks.fits, looks.next, mentions.row.tolist(), strict=True):
-        if question.type == "counting":
-            assert fits.sum() == int(question.answer)
-        else:
-            assert fits.sum() == 1
-            thing = scenes[row].things[labels[row].thing[following.argmax()]]
-            assert question.answer in (thing.colour, thing.shape)
-            assert following.sum().item() == pytest.approx(1)
-
-
-def test_the_loss_of_looking_is_that_of_the_attention_itself(monkeypatch):
-    language = pytest.importorskip("pocket.train_language")
-    from pocket.looking import COUNT_LAYERS, HEAD, NEXT_LAYER, SINK
-    from pocket.plans import Phase
-    from pocket.samples import sample
-    from pocket.train_tower import TowerWithHeads
-
-    def smooth(x):
-        return x * x / 0.2 if abs(x) < 0.1 else abs(x) - 0.05
-
-    torch.manual_seed(0)
-    trainer = language.PocketTrainer(TowerWithHeads()).eval()
-    phase = Phase(1, 60, ("nearest", "counting"), 2, 2)
-    batch = sample(trainer.words, [scene("train", 3), scene("train", 4)], phase, 1)
-    features = batch.kept(language.look(trainer.seer, batch.scenes))
-    core, weights = trainer.llava.model.language_model, {}
-    before = len(trainer.words.prefix)
-    with torch.no_grad():
-        trainer(features, batch.keep, batch.packed)
-        loss, parts = trainer.looking.loss(batch.mentions, batch.looks, before)
-        core.config._attn_implementation = "eager"  # adds its mask
-        seen = language.mask(batch.packed, before + 60)
-        monkeypatch.setattr(language, "mask", lambda *_: torch.zeros(seen.shape).masked_fill(~seen, -torch.inf))
-        for number in (*COUNT_LAYERS, NEXT_LAYER):
-            core.layers[number].self_attn.register_forward_hook(
-                lambda _m, _a, output, number=number: weights.update({number: output[1][:, HEAD].double()})
-            )
-        trainer(features, batch.keep, batch.packed)
-    mentions, looks = batch.mentions, batch.looks
-    where = list(zip(mentions.row.tolist(), (before + 60 + mentions.place).tolist(), strict=True))
-
-    looking = []
-    for layer in COUNT_LAYERS:
-        wrong, rest = [], []
-        for m, (row, place) in enumerate(where):
-            seen = weights[layer][row, place]
-            things = (seen[before : before + 60] / seen[0] * SINK).tolist()
-            for number in looks.fits[m].nonzero()[:, 0].tolist():
-                own = [w for w, t in zip(things, looks.thing[row].tolist(), strict=True) if t == number]
-                wrong.append(smooth(math.log(sum(own) + 1e-4)))
-            meant = looks.fits[m].nonzero()[:, 0].tolist()
-            others = [w for w, t in zip(things, looks.thing[row].tolist(), strict=True) if t not in meant]
-            rest.append(math.log1p(sum(others)))
-        looking.append(sum(wrong) / len(wrong) + sum(rest) / len(rest))
-    assert parts["look"] == pytest.approx(sum(looking) / len(looking), abs=1e-4)
-
-    near = []
-    for m, (row, place) in enumerate(where):
-        if mentions.near[m] is not None:
-            seen = weights[NEXT_LAYER][row, place][before : before + 60]
-            wanted = zip(looks.next[m].tolist(), (seen / seen.sum()).tolist(), strict=True)
-            near.append(sum(w * math.log(w / s) for w, s in wanted if w))
-    assert near
-    assert parts["look next"] == pytest.approx(sum(near) / len(near), abs=1e-4)
-    assert loss.item() == pytest.approx(parts["look"] + parts["look next"], abs=1e-5)
-
-
-def test_training_resumes_after_a_kill(tmp_path):
-    pytest.importorskip("pocket")
-    import pocket.train_tower as stage
-    from pocket.train_tower import TowerPlan, train_tower
-
-    whole, split = tmp_path / "whole", tmp_path / "split"
-    plan = TowerPlan(steps=4, crops_per_step=4, full_per_step=1, full_share=0.0, save_every=2, validate_every=100)
-    expected = train_tower(whole, plan).state_dict()
-
-    class Killed(Exception):
-        pass
-
-    make_batch = stage.make_batch
-
-    def until_step_two(step, *rest):
-        if step == 2:
-            raise Killed
-        return make_batch(step, *rest)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stage, "make_batch", until_step_two)
-        with pytest.raises(Killed):
-            train_tower(split, plan)
-    resumed = train_tower(split, plan).state_dict()
-    for name, value in expected.items():
-        assert torch.allclose(value, resumed[name], atol=1e-6), name
-
-
 def test_card_and_readme_show_the_results():
     card = pytest.importorskip("pocket.card")
     root = ASSETS.parents[1]
@@ -320,14 +136,3 @@ def test_card_and_readme_show_the_results():
         text = page.read_text()
         assert "<!-- pocket-gate -->" in text
         assert card.fill(text, root / "docs" / "results") == text, "run python -m pocket.card"
-
-
-def test_muon_steps_are_orthogonal():
-    pytest.importorskip("pocket")
-    from pocket.muon import orthogonalise
-
-    torch.manual_seed(0)
-    for shape in ((3, 16, 40), (2, 40, 16)):
-        values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
-        assert values.min() > 0.5
-        assert values.max() < 1.4

@@ -1,30 +1,19 @@
-"""How the vision tower starts: looking at neighbours, at whitened pixels, and knowing where every patch is.
+"""How a CLIP tower starts: looking at neighbours, at whitened pixels, and knowing where every patch is.
 
 Contract: each function changes the weights of an untrained (or half-trained) tower in place and draws nothing but what
-it names; ``to_tensor`` normalises pictures as the exported image processor does.
+it names.
 """
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import CLIPVisionModel
 
-from adaptprune.tabletop.render import render
-from adaptprune.tabletop.scenes import scene
 from adaptprune.tabletop.vocabulary import GRID, PATCH_SIZE
-from pocket.model import IMAGE_MEAN, IMAGE_STD
+from pocket.pixels import whitening
 
 POSITION_SCALE, CONTENT_SCALE = 2.0, 0.35  # an edge is far above the mean and must not drown its position
-WHITEN_FLOOR = 0.02  # share of the mean variance below which components are not amplified further
-
-
-def to_tensor(pictures: list[np.ndarray]) -> Tensor:
-    """Normalise uint8 pictures (H, W, 3) exactly as the exported image processor does, (B, 3, H, W)."""
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).float() / 255
-    return (pixels - torch.tensor(IMAGE_MEAN).view(3, 1, 1)) / torch.tensor(IMAGE_STD).view(3, 1, 1)
 
 
 @torch.no_grad()
@@ -60,19 +49,13 @@ def look_at_neighbours(tower: CLIPVisionModel) -> None:
 
 
 @torch.no_grad()
-def whiten(tower: CLIPVisionModel, pictures: int = 24) -> None:
+def whiten(tower: CLIPVisionModel) -> None:
     """Start the patch embedding as a whitening of patches: their principal components, each with the same variance.
 
-    Raw patches are nearly flat; a random embedding passes on their brightness and hardly anything of their outlines.
     The mean is taken off through the position table, because the embedding has no bias.
     """
-    batch = to_tensor([np.asarray(render(scene("train", index))) for index in range(pictures)])
-    patches = F.unfold(batch, PATCH_SIZE, stride=PATCH_SIZE).transpose(1, 2).flatten(0, 1)  # (n, 588)
-    mean = patches.mean(0)
-    values, vectors = torch.linalg.eigh(torch.cov(patches.T))
     reserved = tower.config.hidden_size // tower.config.num_attention_heads
-    top = torch.arange(len(values) - 1, len(values) - 1 - (tower.config.hidden_size - reserved), -1)
-    rows = (CONTENT_SCALE * vectors[:, top] / (values[top] + WHITEN_FLOOR * values.mean()).sqrt()).T  # (140, 588)
+    rows, mean = whitening(PATCH_SIZE, tower.config.hidden_size - reserved, CONTENT_SCALE, centred=True)
     weight = tower.embeddings.patch_embedding.weight
     weight[:reserved] = 0
     weight[reserved:] = rows.view(-1, *weight.shape[1:])
