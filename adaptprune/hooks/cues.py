@@ -202,7 +202,7 @@ class Cues:
         if "rotary" in asked:
             found["rotary"] = cut.rotary(arguments, stage)
         found.update(self._captured(call, stage, asked, cut))
-        found.update(self.tower.gather(layout, members, hidden.device))
+        found.update(self.tower.gather(asked, layout, members, hidden.device))
         coords = layout.coords[members].to(hidden.device)
         return VisualTokens(states, coords, layer=stage, num_layers=self._count, **found)
 

@@ -8,8 +8,8 @@ their way. Features that a caller puts among embeddings by hand are recognised b
 from __future__ import annotations
 
 import functools
-from functools import partial
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -80,12 +80,15 @@ def _wrap(
         inputs = calls.bound(encode, args, kwargs)
         named = {parts.PICTURES[modality]: next(iter(inputs.values())), **inputs}
         cells = family.cells(base, modality, named, features)
-        if tower is not None and taken is None and tower.known(before := getattr(encoded, CELLS, None)):
+        before = getattr(encoded, CELLS, None)
+        if tower is not None and taken is None and before is not None and tower.known(before):
             cells = before
         elif tower is not None and taken is not None:
             running.encoding = True
             try:
-                cells = tower.note(taken, partial(again, base, name, inputs), fingerprint(name, inputs), features, cells)
+                cells = tower.note(
+                    taken, partial(again, base, name, inputs), fingerprint(name, inputs), features, cells
+                )
             finally:
                 running.encoding = False
         setattr(encoded, CELLS, cells)

@@ -31,6 +31,10 @@ CLOSE = {True: 0.01, False: 0.2}
 FAINT = 1e-6
 
 
+class Unclear(AdaptPruneError):
+    """Why something cannot be said of a model's tower, as a part of a sentence."""
+
+
 @dataclass(frozen=True)
 class Origins:
     """Of N visual tokens that were encoded together, the patches: P states in the order in which layers hold them.
@@ -57,6 +61,10 @@ class Origins:
     def patches(self) -> int:
         """P."""
         return sum(rows * states for rows, states in self.shapes)
+
+    def made(self) -> Tensor:
+        """Which tokens are made of patches, (N,), bool."""
+        return torch.bincount(self.token, minlength=self.count) > 0
 
     def mean(self, values: Tensor) -> Tensor:
         """Means over the patches of each token: (..., P) to (..., N), float32; 0 where a token has none."""
@@ -85,7 +93,7 @@ class Origins:
         parts = makes.split([rows * states for rows, states in self.shapes])
         lines = [part.view(shape) for part, shape in zip(parts, self.shapes, strict=True)]
         for place in (0, -1):
-            if all(states > 1 and not bool(line[:, place].any()) for line, (_, states) in zip(lines, self.shapes)):
+            if all(line.shape[1] > 1 and not bool(line[:, place].any()) for line in lines):
                 return place
         return None
 
@@ -110,7 +118,7 @@ def measure(
 
     Raises
     ------
-    AdaptPruneError
+    Unclear
         Patches reach tokens in a way that leaves it open which is made of which.
     """
     for alike in (False, True):
@@ -118,19 +126,18 @@ def measure(
         with torch.inference_mode(False), torch.enable_grad(), _passing(layers, leaves.put, tuples):
             made = features(run())
             if made.shape[0] != len(cells):
-                raise AdaptPruneError(f"its encoder gave {made.shape[0]} features for {len(cells)} visual tokens")
+                raise Unclear(f"its encoder gave {made.shape[0]} features for {len(cells)} visual tokens")
             colours = _colours(cells) if alike else torch.zeros(len(cells), dtype=torch.int64)
             found = {start: _pairs(made, parts, colours) for start, parts in leaves.found.items()}
         if found and all(pairs is not None for pairs in found.values()):
             origins = {start: _origins(pairs, leaves.found[start], len(cells)) for start, pairs in found.items()}
-            lost = cells[:, 0] >= 0
-            if all(bool((torch.bincount(each.token, minlength=len(cells)) > 0)[lost].all()) for each in origins.values()):
+            if all(bool(each.made()[cells[:, 0] >= 0].all()) for each in origins.values()):
                 return origins
-    raise AdaptPruneError("it cannot be told which patches its visual tokens are made of")
+    raise Unclear("it cannot be told which patches its visual tokens are made of")
 
 
 class _Leaves:
-    """What gradients are taken of: zeros that are added to the states, where these enter and where their number changes.
+    """What gradients are taken of: zeros that are added to states where these enter, and where their number changes.
 
     Parameters
     ----------

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from adaptprune.errors import AdaptPruneError
 from adaptprune.hooks.holds import Hold, hook
+from adaptprune.hooks.origins import Unclear
 from adaptprune.hooks.seams import towers
 from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.seams.towers import Stack
@@ -55,10 +55,6 @@ class Projector:
         self._modules = dict(pair for stack in stacks for pair in towers.behind(found, stack))
         self._layers = [stack.layers[-1] for stack in stacks]
         self._thread = _Local()
-
-    def lacking(self) -> str | None:
-        """Why there is none, as far as that can be told before it runs."""
-        return None if self._modules else "it has no projector"
 
     def watch(self) -> list[Hold]:
         """Start to look at the modules behind the tower."""
@@ -107,22 +103,22 @@ class Projector:
 
         Raises
         ------
-        AdaptPruneError
+        Unclear
             No module does.
         """
-        for path, group in _grouped(ran):
+        for group in _grouped(ran):
             fits = _fit(group, features, placed)
             if fits is not None and not _worked_before(ran, group):
                 return fits
-        raise AdaptPruneError("no module of it makes features of a tower's states alone, token by token")
+        raise Unclear(towers.NO_PROJECTOR)
 
 
-def _grouped(ran: Sequence[_Ran]) -> list[tuple[str, list[_Ran]]]:
+def _grouped(ran: Sequence[_Ran]) -> list[list[_Ran]]:
     """All runs of each module, those first that began first (and so hold the others)."""
     groups: dict[str, list[_Ran]] = {}
     for each in sorted(ran, key=lambda each: each.began):
         groups.setdefault(each.path, []).append(each)
-    return list(groups.items())
+    return list(groups.values())
 
 
 def _worked_before(ran: Sequence[_Ran], group: Sequence[_Ran]) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -39,7 +40,9 @@ def received(seen: Watched) -> Tensor:
         for rows in _slices(keys.query.shape[2]):
             real |= _visible(keys, rows).any(dim=1)
         for rows in _slices(keys.query.shape[2]):
-            who = real[:, rows] if keys.query.shape[2] == real.shape[1] else real.new_ones(batch, rows.stop - rows.start)
+            who = (
+                real[:, rows] if keys.query.shape[2] == real.shape[1] else real.new_ones(batch, rows.stop - rows.start)
+            )
             for row, (lines, shown) in enumerate(_rows(keys, rows)):
                 total[:, row, part.start : part.stop] += (lines * who[row][:, None]).sum(dim=1)
                 seers[row, part.start : part.stop] += (shown & who[row][:, None]).sum(dim=0)
@@ -58,7 +61,7 @@ class _Part:
 def _parts(seen: Watched) -> Iterator[_Part]:
     count = seen.key.shape[2]
     ends = [0, count] if seen.lengths is None else seen.lengths.tolist()
-    for start, stop in zip(ends[:-1], ends[1:], strict=True):
+    for start, stop in pairwise(ends):
         states = {name: getattr(seen, name)[:, :, start:stop] for name in ("query", "key")}
         yield _Part(start, stop, seen._replace(**states, lengths=None) if seen.lengths is not None else seen)
 

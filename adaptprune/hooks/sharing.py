@@ -21,7 +21,6 @@ from adaptprune.devices import synchronize
 from adaptprune.hooks.holds import Hold, method
 from adaptprune.hooks.seams import parts
 
-
 #: Attribute of an encode method that is looked after: encodes although it is remembered what that gave, and remembers
 #: this in its place.
 ANEW = "adaptprune_anew"

@@ -22,7 +22,7 @@ from adaptprune.families import Layout
 from adaptprune.families.base import SEEN, flat
 from adaptprune.families.generic import queries
 from adaptprune.hooks.holds import Hold, broken, hook
-from adaptprune.hooks.origins import Origins, measure
+from adaptprune.hooks.origins import Origins, Unclear, measure
 from adaptprune.hooks.projector import Projector
 from adaptprune.hooks.received import class_row, received
 from adaptprune.hooks.seams import parts, towers
@@ -35,8 +35,8 @@ PROJECTOR, CLASS = "projector", "class_state"
 #: Layouts of pictures for which it is remembered which patches their tokens are made of.
 REMEMBERED = 256
 INSTEAD = (
-    'Use a rule that ranks by the cue "affinity" (hawk, adaptprune-encoder:cue=affinity), or one that compares features '
-    "(divprune)"
+    "Use a rule that ranks by the cue 'affinity' (hawk, adaptprune-encoder:cue=affinity), or one that compares "
+    "features (divprune)"
 )
 
 
@@ -106,7 +106,7 @@ class Tower:
             return self._lacks_layer(cue.removeprefix(LAYER))
         if cue == CLASS and any(towers.selected(self._found, stack) is None for stack in self._stacks):
             return "it does not project one layer of a tower with a class token, which it leaves out"
-        return None if self._projector is None else self._projector.lacking()
+        return towers.NO_PROJECTOR if getattr(self._config, "model_type", None) in towers.APART else None
 
     def _lacks_layer(self, number: str) -> str | None:
         for stack in self._stacks:
@@ -114,7 +114,9 @@ class Tower:
             try:
                 attention = stack.attentions[int(number)]
             except (ValueError, IndexError):
-                return f"its tower has {count} layers, written {-count} (the first) to -1 (the last) or 0 to {count - 1}"
+                return (
+                    f"its tower has {count} layers, written {-count} (the first) to -1 (the last) or 0 to {count - 1}"
+                )
             if attention is None:
                 works = [place - count for place, each in enumerate(stack.attentions) if each is not None]
                 return f"layer {number} of its tower has no attention, which layers {', '.join(map(str, works))} have"
@@ -134,7 +136,9 @@ class Tower:
                 held.append(Hold("the watch on the tower's attention", *install(attention, see)))
             if CLASS in self.wanted:
                 number = towers.selected(self._found, stack) or 0
-                held += hook(stack.layers[number], "the layer that is projected", after=partial(self._see_states, place))
+                held += hook(
+                    stack.layers[number], "the layer that is projected", after=partial(self._see_states, place)
+                )
         return held + (self._projector.watch() if self._projector is not None else [])
 
     def _see_kind(self, place: int, module: nn.Module, args: Any, output: Any) -> None:
@@ -183,21 +187,23 @@ class Tower:
             Equal for pictures whose tokens are made of the same patches.
         features : Tensor or sequence of Tensor
         """
-        taking, calls = taken
-        if len(taking.tuples) > 1:
-            raise self._refused(min(self.wanted), "several towers read one picture")
-        ((place, tuples),) = taking.tuples.items()
-        stack = self._stacks[place]
+        taking, ran = taken
         rows, placed = flat(features), torch.cat([unit.cpu() for unit in cells])
+        found: dict[str, Any] = {}
+        cue = min(self.wanted)
         try:
-            origins = self._origins((place, key), again, stack, tuples, placed)
-            found = {f"{LAYER}{number}": self._layer(taking, place, number, origins, placed) for number in self.numbers}
+            place = _only(taking.tuples)
+            origins = self._origins((place, key), again, self._stacks[place], taking.tuples[place], placed)
+            for cue in (f"{LAYER}{number}" for number in self.numbers):
+                found[cue] = self._layer(taking, place, int(cue.removeprefix(LAYER)), origins, placed)
+            cue = PROJECTOR
             if self._projector is not None:
-                found[PROJECTOR] = handed = self._projector.of(calls, rows, placed[:, 0] >= 0)
-            if CLASS in self.wanted:
-                found[CLASS] = self._class_states(taking, place, origins, handed)
-        except AdaptPruneError as error:
-            raise self._refused(min(self.wanted), str(error)) from None
+                found[cue] = handed = self._projector.of(ran, rows, placed[:, 0] >= 0)
+            cue = CLASS
+            if cue in self.wanted:
+                found[cue] = self._class_states(taking, place, origins, handed)
+        except Unclear as error:
+            raise self._refused(cue, str(error)) from None
         return _with(cells, found)
 
     def _origins(
@@ -221,7 +227,7 @@ class Tower:
             raise broken(f"layer {number} of the tower ran, and its attention was not seen")
         where = origins[max(start for start in origins if start <= index)]
         if sum(each.key.shape[0] * each.key.shape[2] for each in seen) != where.patches:
-            raise AdaptPruneError("its attention has another number of patches than its layers")
+            raise Unclear("its attention has another number of patches than its layers")
         first = where.class_place(placed[:, 0] >= 0) if stack.class_width else None
         attention = [received(each) if first is None else class_row(each, first) for each in seen]
         keys = torch.cat([each.key.transpose(0, 1).flatten(1, 2) for each in seen], dim=1)  # (H, P, d)
@@ -239,37 +245,44 @@ class Tower:
     ) -> dict[str, Tensor]:
         states = torch.cat(taking.states[place])
         where = origins[min(origins)]
-        given, chosen = handed["input"], where.rows()
+        given = handed["input"]
         own = states.flatten(0, 1)[where.patch.to(states.device)]
         if states.ndim != 3 or given.shape[1] != 1 or not torch.equal(own, given[where.token.to(given.device), 0]):
-            raise AdaptPruneError("what its projector is handed is not one layer's states")
-        return {"states": handed["project"](states[:, :1])[:, :], "row": chosen}
+            raise Unclear("what its projector is handed is not one layer's states")
+        return {"states": handed["project"](states[:, :1]), "row": where.rows()}
 
-    def gather(self, layout: Layout, members: Tensor, device: torch.device) -> dict[str, Any]:
-        """The fields of `VisualTokens` for some tokens (indices into the layout, ascending)."""
-        if not self.wanted:
+    def gather(self, asked: frozenset[str], layout: Layout, members: Tensor, device: torch.device) -> dict[str, Any]:
+        """The fields of `VisualTokens` that are `asked`, for some tokens (indices into the layout, ascending)."""
+        asked &= self.wanted
+        if not asked:
             return {}
         units, places = layout.source[members].cpu().unbind(dim=1)
         picked = []
         for unit in units.unique().tolist():
             seen = layout.seen[unit] or {}
-            if missing := sorted(self.wanted - set(seen)):
+            if missing := sorted(asked - set(seen)):
                 raise AdaptPruneError(
-                    f"{missing[0]!r} of a picture was not seen, which was encoded before the model was pruned by this "
-                    "rule, or many pictures ago: encode it while the model is pruned."
+                    f"{missing[0]!r} of a picture was not seen: it was encoded before the model was pruned by this "
+                    "rule, or many pictures ago. Encode it while the model is pruned."
                 )
             picked.append((seen, places[units == unit]))
         found: dict[str, Any] = {}
-        if self.numbers:
-            found["tower"] = {number: _layer_of(picked, f"{LAYER}{number}", device) for number in self.numbers}
-        if PROJECTOR in self.wanted:
-            inputs = [seen[PROJECTOR]["input"][index.to(seen[PROJECTOR]["input"].device)] for seen, index in picked]
-            found["projector_input"] = torch.cat([each.to(device) for each in inputs])
+        if numbers := [number for number in self.numbers if f"{LAYER}{number}" in asked]:
+            found["tower"] = {number: _layer_of(picked, f"{LAYER}{number}", device) for number in numbers}
+        if PROJECTOR in asked:
+            inputs = [(seen[PROJECTOR]["input"], index) for seen, index in picked]
+            found["projector_input"] = torch.cat([given[index.to(given.device)].to(device) for given, index in inputs])
             found["project"] = picked[0][0][PROJECTOR]["project"]
-        if CLASS in self.wanted:
+        if CLASS in asked:
             states = [seen[CLASS]["states"][seen[CLASS]["row"][index[0]]] for seen, index in picked]
             found[CLASS] = torch.stack([each.to(device) for each in states]).mean(dim=0)
         return found
+
+
+def _only(tuples: Mapping[int, bool]) -> int:
+    if len(tuples) > 1:
+        raise Unclear("several towers read one picture")
+    return next(iter(tuples))
 
 
 #: Of what was seen, what has one entry per token, and along which axis.

@@ -19,6 +19,16 @@ INTERFACE = "ALL_ATTENTION_FUNCTIONS"
 CLASS = ("class_embedding", "cls_token", "class_token")
 #: Parts of paths: of what reads sound, and of pictures that are made rather than read.
 OTHER = ("audio", "sound", "speech", "vqmodel")
+NO_PROJECTOR = "no module of it makes features of its tower's states alone, token by token"
+#: Model types of which that is known before they run: they reshape, pool or interpolate pictures between the weights of
+#: their projector, or it is not the last that features go through. Of others it is found out when they first encode.
+APART = frozenset(
+    {
+        "aya_vision", "cohere2_vision", "ernie4_5_vl_moe", "gemma3", "glm46v", "glm4v", "glm4v_moe", "glm_ocr",
+        "granite_docling", "hunyuan_vl", "hyperclovax_vision_v2", "lfm2_vl", "lighton_ocr", "llama4", "llava_onevision",
+        "mistral3", "ovis2", "paddleocr_vl", "step3p7",
+    }
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
