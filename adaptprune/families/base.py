@@ -166,8 +166,8 @@ class Family:
             for unit, (places, _) in enumerate(parts)
         ]
         fields = (torch.cat([places for places, _ in parts]), coords, torch.cat(owners), torch.cat(sources))
-        found = (each[placed].to(labels.device) for each in fields)
-        return Layout(*found, seen=[getattr(cells, SEEN, None) for _, cells in parts])
+        positions, coords, owned, source = (each[placed].to(labels.device) for each in fields)
+        return Layout(positions, coords, owned, source, [getattr(cells, SEEN, None) for _, cells in parts])
 
 
 def _take(units: Sequence[Tensor], count: int, modality: str) -> tuple[list[Tensor], Sequence[Tensor]]:
