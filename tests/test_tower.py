@@ -212,7 +212,9 @@ def test_what_patches_of_packed_pictures_receive(family, number):
         assert (len(ends) > 3) == (number == 0)
     attentions = torch.cat([tokens.tower[number].attention for tokens in found], dim=1)
     torch.testing.assert_close(attentions, whole, atol=1e-6, rtol=0)
-    torch.testing.assert_close(torch.cat([tokens.tower[number].keys for tokens in found], dim=1), means, atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        torch.cat([tokens.tower[number].keys for tokens in found], dim=1), means, atol=1e-5, rtol=0
+    )
 
 
 @pytest.mark.parametrize("family", ["llava_pixtral", "lfm2_vl", "gemma4", "idefics3"])
@@ -233,7 +235,9 @@ def test_a_layer_that_there_is_not_is_named():
     assert supports(model, "tower:-3") is None
     for number in (3, -4, "last"):
         assert "has 3 layers, written -3 (the first) to -1 (the last) or 0 to 2" in supports(model, f"tower:{number}")
-    lacks = supports(specimen("lfm3_vl").model, "tower:0") if "lfm3_vl" in SPECIMENS else "has no attention, which layers"
+    lacks = (
+        supports(specimen("lfm3_vl").model, "tower:0") if "lfm3_vl" in SPECIMENS else "has no attention, which layers"
+    )
     assert "has no attention, which layers" in lacks
 
 

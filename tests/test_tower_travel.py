@@ -8,13 +8,14 @@ import torch
 import adaptprune
 from adaptprune import AdaptPruneError
 from adaptprune.errors import CannotReselect
+from adaptprune.hooks import tower
 from adaptprune.hooks.locate import SHOWN as KEPT
 from adaptprune.hooks.seams.parts import handed_ahead, parts_of
 from adaptprune.hooks.sharing import Encoded
-from tests.embedded import embed, encoded, merged
+from tests.embedded import merged
 from tests.families import specimen
 from tests.test_video import FRAMES, video_inputs
-from tests.towers import SHOWN, same, shown, spying, stack_of
+from tests.towers import SHOWN, Spy, same, shown, spying, stack_of
 
 ALL = "tower:-2+tower:-1+projector"
 SOME = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "internvl"])
@@ -52,14 +53,17 @@ def test_generate_shows_what_a_forward_shows(family, beams):
 @torch.no_grad()
 def test_features_that_are_handed_on():
     """As `mm_encoder_outputs`, or put among embeddings by hand."""
-    one = specimen("qwen2_5_vl")
+    one = specimen("llava")
     inputs = one.inputs(2)
     expected = shown(one, ALL, inputs)
     with spying(one, ALL):
-        pictures = encoded(one.model, inputs)
-        one.model(**merged(one.model, inputs, pictures))
-        for first, second in zip(SHOWN, expected, strict=True):
-            same(first, second)
+        by_hand = merged(one.model, inputs, one.image_token_id)
+        ahead = handed_ahead(one.model, inputs["pixel_values"])
+        for call in ({"inputs_embeds": by_hand}, {"input_ids": inputs["input_ids"], **ahead}):
+            SHOWN.clear()
+            one.model(**call, attention_mask=inputs["attention_mask"])
+            for first, second in zip(SHOWN, expected, strict=True):
+                same(first, second)
 
 
 @torch.no_grad()
@@ -69,16 +73,17 @@ def test_pictures_that_were_encoded_before():
     inputs = one.inputs(1)
     ahead = handed_ahead(one.model, inputs["pixel_values"])
     rest = {name: value for name, value in inputs.items() if name != "pixel_values"}
-    with pytest.raises(AdaptPruneError, match=r"'tower:-1' of a picture was not seen.*Encode it while"), spying(
-        one, "tower:-1"
+    with (
+        pytest.raises(AdaptPruneError, match=r"'tower:-1' of a picture was not seen.*Encode it while"),
+        spying(one, "tower:-1"),
     ):
         one.model(**rest, **ahead)
     with spying(one, "tower:-1"):
-        pictures = encoded(one.model, inputs)
+        by_hand = merged(one.model, inputs, one.image_token_id)
         for seed in range(KEPT + 1):
             one.model.get_image_features(one.inputs(1, seed=seed + 5)["pixel_values"])
         with pytest.raises(AdaptPruneError, match="many pictures ago"):
-            one.model(**merged(one.model, inputs, pictures))
+            one.model(inputs_embeds=by_hand, attention_mask=inputs["attention_mask"])
 
 
 @torch.no_grad()
@@ -116,11 +121,10 @@ def test_tiles_have_class_tokens_of_their_own():
     one = specimen("internvl")
     inputs = one.inputs(1)
     (whole,) = shown(one, "tower:-1", inputs)
-    with spying(one, "tower:-1", budget="grid") if False else adaptprune.prune(
-        one.model, _spy("tower:-1", budget="grid")
-    ):
+    SHOWN.clear()
+    with adaptprune.prune(one.model, Spy(cue="tower:-1", budget="grid", keep_ratio=0.5)):
         one.model(**inputs)
-    tiles = SHOWN[1:]
+    tiles = list(SHOWN)
     assert len(tiles) > 1
     assert all(tokens.tower[-1].class_query.ndim == 2 for tokens in tiles)
     queries = torch.cat([t.tower[-1].class_query.expand(len(t), -1, -1) for t in tiles])
@@ -175,13 +179,11 @@ def test_with_gradients_and_training_go_on():
 
 def test_what_is_not_remembered_is_not_chosen_anew():
     with pytest.raises(CannotReselect, match="'spy' looks at tower:-1"):
-        adaptprune.prune(specimen("llava").model, _spy("tower:-1"), reselect=True)
+        adaptprune.prune(specimen("llava").model, Spy(cue="tower:-1"), reselect=True)
 
 
 @torch.no_grad()
 def test_the_map_of_patches_is_made_once_for_pictures_of_one_size(monkeypatch):
-    from adaptprune.hooks import tower
-
     made = []
     measure = tower.measure
     monkeypatch.setattr(tower, "measure", lambda *args: made.append(1) or measure(*args))
@@ -192,14 +194,3 @@ def test_the_map_of_patches_is_made_once_for_pictures_of_one_size(monkeypatch):
         assert len(made) == 1
         one.model(**one.inputs(2))
         assert len(made) == 2
-
-
-def _spy(cue, **options):
-    from tests.towers import Spy
-
-    SHOWN[1:] = []
-    return Spy(**{"cue": cue, "keep_ratio": 0.5, **options})
-
-
-def _all_embedded(one, inputs):
-    return embed(one.model, inputs["input_ids"])

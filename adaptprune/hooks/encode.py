@@ -80,10 +80,8 @@ def _wrap(
         inputs = calls.bound(encode, args, kwargs)
         named = {parts.PICTURES[modality]: next(iter(inputs.values())), **inputs}
         cells = family.cells(base, modality, named, features)
-        before = getattr(encoded, CELLS, None)
-        if tower is not None and taken is None and before is not None and tower.known(before):
-            cells = before
-        elif tower is not None and taken is not None:
+        cells = getattr(encoded, CELLS, None) or cells  # of an output that was kept, with what was seen of it
+        if tower is not None and taken is not None:
             running.encoding = True
             try:
                 cells = tower.note(
@@ -109,8 +107,11 @@ def _encode(encode: Callable[..., Any], args: Any, kwargs: Any, tower: Tower | N
         return encode(*args, **kwargs), None
     encoded, taken = tower.during(lambda: encode(*args, **kwargs))
     anew = getattr(encode, ANEW, None)
-    if taken is None and anew is not None and not tower.known(getattr(encoded, CELLS, None)):
-        return tower.during(lambda: anew(*args, **kwargs))
+    before = getattr(encoded, CELLS, None)
+    if taken is None and anew is not None and not tower.known(before):  # it was kept from before
+        encoded, taken = tower.during(lambda: anew(*args, **kwargs))
+        if before is not None:
+            setattr(encoded, CELLS, before)
     return encoded, taken
 
 
