@@ -38,7 +38,7 @@ SHOWN: list[VisualTokens] = []
 def spying(one: Any, cue: str, **options: Any) -> Any:
     """`prune` with a Spy."""
     SHOWN.clear()
-    return adaptprune.prune(one.model, Spy(**{"cue": cue, "layer": first_layer_of(one.model), "keep_ratio": 0.5}), **options)
+    return adaptprune.prune(one.model, Spy(cue=cue, layer=first_layer_of(one.model), keep_ratio=0.5), **options)
 
 
 def shown(one: Any, cue: str, inputs: dict[str, Tensor]) -> list[VisualTokens]:
