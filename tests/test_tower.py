@@ -219,7 +219,30 @@ def test_what_patches_of_packed_pictures_receive(family, number):
     )
 
 
-@pytest.mark.parametrize("family", ["llava_pixtral", "lfm2_vl", "gemma4", "idefics3"])
+@pytest.mark.parametrize(
+    "family",
+    [
+        name
+        for name in (
+            "llava_pixtral",
+            "lfm2_vl",
+            "gemma4",
+            "idefics3",
+            "nemotron_h_omni",
+            "kimi_k25",
+            "video_llama_3",
+            "hunyuan_vl",
+            "ernie4_5_vl_moe",
+            "glm4v",
+            "minicpmv4_6",
+            "paddleocr_vl",
+            "step3p7",
+            "molmo2",
+            "lfm3_vl",
+        )
+        if name in SPECIMENS
+    ],
+)
 @torch.no_grad()
 def test_pictures_and_padding_do_not_see_one_another(family):
     """Packed under a mask, or padded: what a picture's patches receive is 1 in all, and the same without the others."""

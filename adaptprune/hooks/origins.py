@@ -9,7 +9,7 @@ followed without being known. Where neighbouring tokens share patches (interpola
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adaptprune.errors import AdaptPruneError
+from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.hooks.holds import method
 from adaptprune.hooks.seams.cache import parameters
 
@@ -86,6 +86,13 @@ class Origins:
             yield before, rows, states
             before += rows
 
+    def owners(self, cells: Sequence[Tensor]) -> Tensor:
+        """The unit (of `cells`, (n, 3) each) that each patch makes a token of, (P,), int64; -1 for none."""
+        units = torch.cat([torch.full((len(unit),), number) for number, unit in enumerate(cells)])
+        found = torch.full((self.patches,), -1)
+        found[self.patch] = units[self.token]
+        return found
+
     def class_place(self, placed: Tensor) -> int | None:
         """The place in every row, first (0) or last (-1), that makes no token on a grid (`placed`, (N,) bool)."""
         makes = torch.zeros(self.patches, dtype=torch.bool)
@@ -119,8 +126,19 @@ def measure(
     Raises
     ------
     Unclear
-        Patches reach tokens in a way that leaves it open which is made of which.
+        Patches reach tokens in a way that leaves it open which is made of which, or gradients cannot be had.
     """
+    try:
+        return _measure(run, features, layers, tuples, cells)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, NotImplementedError) as error:  # kernels and weights that have no gradients
+        raise Unclear(f"no gradients can be had of its encoder ({first_line(error)})") from error
+
+
+def _measure(
+    run: Callable[[], Any], features: Callable[[Any], Tensor], layers: list[nn.Module], tuples: bool, cells: Tensor
+) -> dict[int, Origins]:
     for alike in (False, True):
         leaves = _Leaves(alike)
         with torch.inference_mode(False), torch.enable_grad(), _passing(layers, leaves.put, tuples):

@@ -195,7 +195,7 @@ class Tower:
             place = _only(taking.tuples)
             origins = self._origins((place, key), again, self._stacks[place], taking.tuples[place], placed)
             for cue in (f"{LAYER}{number}" for number in self.numbers):
-                found[cue] = self._layer(taking, place, int(cue.removeprefix(LAYER)), origins, placed)
+                found[cue] = self._layer(taking, place, int(cue.removeprefix(LAYER)), origins, cells)
             cue = PROJECTOR
             if self._projector is not None:
                 found[cue] = handed = self._projector.of(ran, rows, placed[:, 0] >= 0)
@@ -218,7 +218,7 @@ class Tower:
         return found
 
     def _layer(
-        self, taking: _Taking, place: int, number: int, origins: Mapping[int, Origins], placed: Tensor
+        self, taking: _Taking, place: int, number: int, origins: Mapping[int, Origins], cells: Sequence[Tensor]
     ) -> dict[str, Tensor | None]:
         stack = self._stacks[place]
         index = number % len(stack.layers)
@@ -228,7 +228,10 @@ class Tower:
         where = origins[max(start for start in origins if start <= index)]
         if sum(each.key.shape[0] * each.key.shape[2] for each in seen) != where.patches:
             raise Unclear("its attention has another number of patches than its layers")
-        first = where.class_place(placed[:, 0] >= 0) if stack.class_width else None
+        first = where.class_place(torch.cat([unit.cpu() for unit in cells])[:, 0] >= 0) if stack.class_width else None
+        if first is not None and where.shapes != [(each.key.shape[0], each.key.shape[2]) for each in seen]:
+            raise Unclear("its class tokens stand among the patches")
+        _check_apart(seen, where.owners(cells), first is not None)
         attention = [received(each) if first is None else class_row(each, first) for each in seen]
         keys = torch.cat([each.key.transpose(0, 1).flatten(1, 2) for each in seen], dim=1)  # (H, P, d)
         means = where.mean(keys.transpose(1, 2)).transpose(1, 2).to(keys.dtype)
@@ -277,6 +280,26 @@ class Tower:
             states = [seen[CLASS]["states"][seen[CLASS]["row"][index[0]]] for seen, index in picked]
             found[CLASS] = torch.stack([each.to(device) for each in states]).mean(dim=0)
         return found
+
+
+def _check_apart(seen: Sequence[Watched], owners: Tensor, has_class: bool) -> None:
+    """Raise if several pictures lie in one sequence, and it is not known what of it each place sees.
+
+    `owners`, (P,), has the picture or video of each patch; -1 for none.
+    """
+    start = 0
+    for each in seen:
+        rows, count = each.key.shape[0], each.key.shape[2]
+        lines = owners[start : start + rows * count].view(rows, count)
+        start += rows * count
+        several = any(len(set(line.tolist()) - {-1}) > 1 for line in lines)
+        if several and has_class:
+            raise Unclear("class tokens of several pictures stand in one sequence")
+        if several and each.mask is None and each.lengths is None:
+            raise Unclear(
+                "its attention implementation is not told by a mask which patches are one picture's (load the model "
+                "with attn_implementation='sdpa')"
+            )
 
 
 def _only(tuples: Mapping[int, bool]) -> int:
