@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from adaptprune.errors import AdaptPruneError
+
+#: Attribute of a unit's cells that holds what was seen while it was encoded (`adaptprune.hooks.tower`).
+SEEN = "_adaptprune_seen"
 
 
 @dataclass(frozen=True)
@@ -25,11 +28,17 @@ class Layout:
         Grid, row, column. A grid is an image, a tile or a frame, numbered from 0 within the sample.
     images : Tensor, (N,), int64
         The image (or video) that each token belongs to, numbered from 0; an image may have several grids.
+    source : Tensor, (N, 2), int64
+        The unit that each token was encoded with (see `Family.cells`), and its number among the tokens of that.
+    seen : sequence
+        By unit, what was noted of it while it was encoded; None for nothing. Of joined layouts neither is known.
     """
 
     positions: Tensor
     coords: Tensor
     images: Tensor
+    source: Tensor = field(default_factory=lambda: torch.empty(0, 2, dtype=torch.int64))
+    seen: Sequence[Any] = ()
 
     @classmethod
     def empty(cls, device: torch.device) -> Layout:
@@ -152,8 +161,13 @@ class Family:
         images = self.group(labels.cpu(), [places for places, _ in parts])
         owners = [torch.full((len(places),), image) for (places, _), image in zip(parts, images, strict=True)]
         placed = coords[:, 0] >= 0
-        fields = (torch.cat([places for places, _ in parts]), coords, torch.cat(owners))
-        return Layout(*(field[placed].to(labels.device) for field in fields))
+        sources = [
+            torch.stack([torch.full((len(places),), unit), torch.arange(len(places))], dim=1)
+            for unit, (places, _) in enumerate(parts)
+        ]
+        fields = (torch.cat([places for places, _ in parts]), coords, torch.cat(owners), torch.cat(sources))
+        positions, coords, owned, source = (each[placed].to(labels.device) for each in fields)
+        return Layout(positions, coords, owned, source, [getattr(cells, SEEN, None) for _, cells in parts])
 
 
 def _take(units: Sequence[Tensor], count: int, modality: str) -> tuple[list[Tensor], Sequence[Tensor]]:

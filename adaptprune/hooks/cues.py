@@ -34,6 +34,7 @@ from adaptprune.hooks.seams.layers import (
 from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.seams.rotary import takes
 from adaptprune.hooks.state import Call, places
+from adaptprune.hooks.tower import Tower
 from adaptprune.pruner import Pruner
 
 #: Cues that are seen when layer K-1 attends.
@@ -58,6 +59,7 @@ class Cues:
         count = len(found.layers)
         self._count, self._pruner = count, pruner
         self.at = {stage: pruner.cues(stage, count) for stage in pruner.stages(count)}
+        self.tower = Tower(found, self.all)
 
     def asked(self, stage: int) -> frozenset[str]:
         """The cues of a stage."""
@@ -108,7 +110,7 @@ class Cues:
 
     def watch(self) -> list[Hold]:
         """Start to look at attention and keys."""
-        undo: list[Hold] = []
+        undo = self.tower.watch()
         for stage, cues in self.at.items():
             if cues & ATTENDED:
                 seen = partial(self._see_attention, stage - 1, cues)
@@ -200,6 +202,7 @@ class Cues:
         if "rotary" in asked:
             found["rotary"] = cut.rotary(arguments, stage)
         found.update(self._captured(call, stage, asked, cut))
+        found.update(self.tower.gather(asked, layout, members, hidden.device))
         coords = layout.coords[members].to(hidden.device)
         return VisualTokens(states, coords, layer=stage, num_layers=self._count, **found)
 

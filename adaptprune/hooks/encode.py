@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
@@ -20,16 +21,33 @@ from adaptprune.hooks.locate import Noted
 from adaptprune.hooks.running import Running
 from adaptprune.hooks.seams import calls, parts
 from adaptprune.hooks.seams.versions import misfit
+from adaptprune.hooks.sharing import ANEW
+from adaptprune.hooks.tower import Tower, again, fingerprint
 
 #: Attribute of encoded features that holds their `Family.cells`.
 CELLS = "_adaptprune_cells"
 
 
-def watch(base: nn.Module, family: Family, running: Running, noted: Noted, alive: Callable[[], bool]) -> list[Hold]:
-    """Note the cells of everything that `base` encodes, as long as the model is pruned (`alive`)."""
+def watch(
+    base: nn.Module,
+    family: Family,
+    running: Running,
+    noted: Noted,
+    alive: Callable[[], bool],
+    tower: Tower | None = None,
+) -> list[Hold]:
+    """Note the cells of everything that `base` encodes, as long as the model is pruned (`alive`).
+
+    Parameters
+    ----------
+    tower : Tower, optional
+        What is to be seen of the vision tower meanwhile.
+    """
     methods = parts.ENCODERS.items()
     return [
-        _wrap(base, modality, name, family, running, noted, alive) for modality, name in methods if hasattr(base, name)
+        _wrap(base, modality, name, family, running, noted, alive, tower)
+        for modality, name in methods
+        if hasattr(base, name)
     ]
 
 
@@ -41,6 +59,7 @@ def _wrap(
     running: Running,
     noted: Noted,
     alive: Callable[[], bool],
+    tower: Tower | None,
 ) -> Hold:
     encode = getattr(base, name)
 
@@ -52,16 +71,24 @@ def _wrap(
             running.forget()
         running.encoding = True
         try:
-            encoded = encode(*args, **kwargs)
+            encoded, taken = _encode(encode, args, kwargs, tower)
         finally:
             running.encoding = False
         if isinstance(encoded, tuple):  # return_dict=False, by hand: what is done with it is seen when it is read
             return encoded
         features = parts.features_of(encoded)
         inputs = calls.bound(encode, args, kwargs)
-        cells = family.cells(
-            base, modality, {parts.PICTURES[modality]: next(iter(inputs.values())), **inputs}, features
-        )
+        named = {parts.PICTURES[modality]: next(iter(inputs.values())), **inputs}
+        cells = family.cells(base, modality, named, features)
+        cells = getattr(encoded, CELLS, None) or cells  # of an output that was kept, with what was seen of it
+        if tower is not None and taken is not None:
+            running.encoding = True
+            try:
+                cells = tower.note(
+                    taken, partial(again, base, name, inputs), fingerprint(name, inputs), features, cells
+                )
+            finally:
+                running.encoding = False
         setattr(encoded, CELLS, cells)
         if running.encoded is not None:
             running.encoded[modality] = cells
@@ -72,6 +99,20 @@ def _wrap(
         return encoded
 
     return method(base, name, noting)
+
+
+def _encode(encode: Callable[..., Any], args: Any, kwargs: Any, tower: Tower | None) -> tuple[Any, Any]:
+    """What an encode method returns, and what was seen of the tower meanwhile; None if it did not run."""
+    if tower is None:
+        return encode(*args, **kwargs), None
+    encoded, taken = tower.during(lambda: encode(*args, **kwargs))
+    anew = getattr(encode, ANEW, None)
+    before = getattr(encoded, CELLS, None)
+    if taken is None and anew is not None and not tower.known(before):  # it was kept from before
+        encoded, taken = tower.during(lambda: anew(*args, **kwargs))
+        if before is not None:
+            setattr(encoded, CELLS, before)
+    return encoded, taken
 
 
 def cells_of(base: nn.Module, family: Family, given: Any, running: Running) -> dict[str, list[Tensor]]:

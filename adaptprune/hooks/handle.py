@@ -211,7 +211,7 @@ class PruneHandle:
         if self.pruner.positions == "packed":
             for maker in makers(decoder):
                 held += hook(maker, "the position embeddings", forwards.before_rotary, forwards.after_rotary)
-        held += encode.watch(base, self._family, running, forwards.noted, alive)
+        held += encode.watch(base, self._family, running, forwards.noted, alive, self._selector.tower)
         held += self._selector.watch()
         held.append(same_layers(decoder, layers))
         forwards.held = held

@@ -17,13 +17,15 @@ from torch import Tensor, nn
 
 from adaptprune.errors import AdaptPruneError
 from adaptprune.families import Family, Layout
-from adaptprune.families.base import flat
+from adaptprune.families.base import SEEN, flat
 from adaptprune.hooks.seams import calls, parts
 
 #: Entries of an embedding that stand for all of it in comparisons, evenly spaced.
 SAMPLED = 16
 #: Pictures and videos whose features are remembered, the newest ones.
 REMEMBERED = 1024
+#: Those of which it is remembered, too, what was seen while they were encoded, which takes memory.
+SHOWN = 64
 #: Rows of the table of embeddings that are made at a time.
 CHUNK = 8192
 
@@ -50,6 +52,7 @@ class Noted:
 
     def __init__(self) -> None:
         self._units: deque[tuple[Tensor, Tensor]] = deque(maxlen=REMEMBERED)
+        self._seen: deque[tuple[Tensor, Any]] = deque(maxlen=SHOWN)
         self._table: set[bytes] = set()
 
     def add(self, features: Sequence[Tensor] | Tensor, cells: Sequence[Tensor]) -> None:
@@ -59,12 +62,20 @@ class Noted:
         """
         rows, sizes = sample(flat(features)).clone(), [len(unit) for unit in cells]
         if sum(sizes) == len(rows):
-            self._units.extend(zip(rows.split(sizes), cells, strict=True))
+            plain = [unit.clone() for unit in cells]
+            self._units.extend(zip(rows.split(sizes), plain, strict=True))
+            self._seen.extend(
+                (own, getattr(unit, SEEN)) for own, unit in zip(plain, cells, strict=True) if hasattr(unit, SEEN)
+            )
 
     def units(self, dtype: torch.dtype) -> list[tuple[list[bytes], Tensor]]:
         """What is remembered, as embeddings of a dtype are compared."""
-        noted = list(self._units)  # other threads add to it
-        return [(_bytes(rows.to(dtype)), cells) for rows, cells in noted]
+        noted, seen = list(self._units), list(self._seen)  # other threads add to them
+        shown = {}
+        for cells, found in seen:
+            shown[id(cells)] = own = cells.clone()
+            setattr(own, SEEN, found)
+        return [(_bytes(rows.to(dtype)), shown.get(id(cells), cells)) for rows, cells in noted]
 
     def strange(self, base: nn.Module, keys: Sequence[list[bytes]], like: Tensor) -> set[bytes]:
         """Those of some embeddings that are no token's."""

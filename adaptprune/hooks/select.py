@@ -21,6 +21,7 @@ from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams.layers import chosen_before, has_keys
 from adaptprune.hooks.seams.parts import Parts
 from adaptprune.hooks.state import BELOW, Call, History
+from adaptprune.hooks.tower import Tower
 from adaptprune.pruner import Pruner
 
 
@@ -81,6 +82,7 @@ class Selector:
                 )
             if not self._has_cues(layer):
                 raise self._without_cues(layer, range(first, last + 1))
+        self.cues.tower.check()
         addons.check(self.pruner, self._found, min(self.planned, default=0))
 
     def _has_cues(self, layer: int) -> bool:
@@ -118,6 +120,11 @@ class Selector:
     def first(self) -> list[int]:
         """The first layer whose incoming states are looked at, if any are."""
         return [self.cues.first] if self.stages and self.cues.first is not None else []
+
+    @property
+    def tower(self) -> Tower | None:
+        """What is looked at of the vision tower; None for nothing."""
+        return self.cues.tower if self.stages and self.cues.tower.wanted else None
 
     def watch(self) -> list[Hold]:
         """Start to capture the cues."""

@@ -21,6 +21,10 @@ from adaptprune.devices import synchronize
 from adaptprune.hooks.holds import Hold, method
 from adaptprune.hooks.seams import parts
 
+#: Attribute of an encode method that is looked after: encodes although it is remembered what that gave, and remembers
+#: this in its place.
+ANEW = "adaptprune_anew"
+
 
 @dataclass
 class _Entry:
@@ -89,23 +93,35 @@ class Encoded:
             self._entry = None
 
     def _wrap(self, encode: Callable[..., Any]) -> Callable[..., Any]:
+        def encoded(entry: _Entry, args: Any, kwargs: Any) -> Any:
+            start = time.perf_counter()
+            self._entry = None  # what it calls in turn is part of it: some encode videos by the images' method
+            try:
+                made = encode(*args, **{**kwargs, **self._options})
+            finally:
+                self._entry = entry
+            synchronize(self._model.device)
+            entry.milliseconds += 1000 * (time.perf_counter() - start)
+            return made
+
         @functools.wraps(encode)  # its signature is looked at
         def shared(*args: Any, **kwargs: Any) -> Any:
             entry = self._entry
             if entry is None:
                 return encode(*args, **kwargs)
             if self._calls == len(entry.outputs):
-                start = time.perf_counter()
-                self._entry = None  # what it calls in turn is part of it: some encode videos by the images' method
-                try:
-                    entry.outputs.append(encode(*args, **{**kwargs, **self._options}))
-                finally:
-                    self._entry = entry
-                synchronize(self._model.device)
-                entry.milliseconds += 1000 * (time.perf_counter() - start)
+                entry.outputs.append(encoded(entry, args, kwargs))
             self._calls += 1
             return entry.outputs[self._calls - 1]
 
+        def anew(*args: Any, **kwargs: Any) -> Any:
+            entry = self._entry
+            if entry is None or not self._calls:
+                return encode(*args, **kwargs)
+            entry.outputs[self._calls - 1] = made = encoded(entry, args, kwargs)
+            return made
+
+        setattr(shared, ANEW, anew)
         return shared
 
     def forget(self) -> None:

@@ -6,6 +6,7 @@
 | `catalogue` | which models there are |
 | `parts` | where base, decoder, layers, encoders, placeholders and embeddings of a model are; what its config says |
 | `layers` | which layers attend and which share keys, how their attention and its keys are found |
+| `towers` | where a vision tower's layers, attention and class token are; which projectors work token by token |
 | `calls` | how layers are called, what a decoder returns, what `generate()` asks for and makes |
 | `cache` | the argument that the KV cache travels by, its classes, and ours that hold less than they report |
 | `rotary` | which modules make position embeddings, and how others are made |

@@ -33,6 +33,8 @@ class Watched(NamedTuple):
     mask
         None, 2-D, 4-D (boolean or additive) or a block mask.
     scaling, softcap, window
+    lengths : Tensor or None, (parts + 1,)
+        Where the parts of a sequence begin that see one another and nothing else, and where the last one ends.
     """
 
     query: Tensor
@@ -41,6 +43,7 @@ class Watched(NamedTuple):
     scaling: float | None
     softcap: float | None
     window: int | None
+    lengths: Tensor | None = None
 
     def logits(self, query: Tensor, key: Tensor) -> Tensor:
         """Scaled products of queries (B, T, H, d) and keys (B, H_kv, S, d): (B, H, T, S), float32."""
@@ -77,7 +80,7 @@ class _Original:
 
 
 def install(attention: nn.Module, watch: Callable[..., None]) -> tuple[Callable[[], None], Callable[[], bool]]:
-    """Call ``watch(query, key, attention_mask, scaling, softcap, sliding_window)`` before every attention of a module.
+    """Call ``watch`` with what `Watched` is made of before every attention of a module.
 
     Only this module gets a copy of its config that names a registered function, which calls the implementation that
     the model was loaded with. Returns what puts the module back as it was, and what tells whether it is still watched.
@@ -111,7 +114,8 @@ def _function(attention: nn.Module, config: Any) -> Callable[..., Any]:
 
 def _probe(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
     config, watch = getattr(module, WATCH)
-    watch(query, key, attention_mask, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
+    options = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window", "cu_seq_lens_q"))
+    watch(query, key, attention_mask, *options)
     return _function(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
 
 
