@@ -10,7 +10,7 @@ def apportion(total: int, sizes: Sequence[float]) -> list[int]:
     """Split `total` in proportion to `sizes`, which are not all 0 (largest remainders; ties to the earlier part)."""
     exact = [round(total * size / sum(sizes), 9) for size in sizes]  # equal but for rounding is equal
     shares = [math.floor(share) for share in exact]
-    by_remainder = sorted(range(len(sizes)), key=lambda i: shares[i] - exact[i])
+    by_remainder = sorted(range(len(sizes)), key=lambda i: round(shares[i] - exact[i], 9))
     for i in by_remainder[: total - sum(shares)]:
         shares[i] += 1
     return shares
