@@ -158,7 +158,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     """
     name, _, rest = (part.strip() for part in spec.partition(":"))
     options: dict[str, Any] = {}
-    for part in filter(None, (p.strip() for p in _parts(rest))):
+    for part in filter(None, (p.strip() for p in between_commas(rest))):
         key, equals, text = (p.strip() for p in part.partition("="))
         if not key or not equals or not text:
             raise AdaptPruneError(f"cannot read {part!r} in {spec!r}: write it as name:option=value,option=value.")
@@ -171,7 +171,7 @@ def parse_spec(spec: str) -> tuple[str, dict[str, Any]]:
     return name, options
 
 
-def _parts(text: str) -> list[str]:
+def between_commas(text: str) -> list[str]:
     """`text` between its commas, those inside brackets, or inside quotes around a value, excepted."""
     parts, depth, quote, before = [""], 0, "", ""
     for letter in text:

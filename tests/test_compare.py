@@ -93,6 +93,7 @@ def test_what_a_model_says_is_text(one):
         (["adaptprune:layer=1,keep_ratio=0.2,fastv"], ["adaptprune:layer=1,keep_ratio=0.2", "fastv"]),
         (["fastv", "none,random:seed=1"], ["fastv", "none", "random:seed=1"]),
         ([" fastv , ,grid "], ["fastv", "grid"]),
+        (["v2drop:layers=(4,8),keep_ratio=0.5,grid"], ["v2drop:layers=(4,8),keep_ratio=0.5", "grid"]),
     ],
 )
 def test_names_by_commas(given, found):

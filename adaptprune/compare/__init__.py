@@ -20,6 +20,7 @@ from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import AdaptPruneError
 from adaptprune.methods import make_pruner
 from adaptprune.prompts import question
+from adaptprune.registry import between_commas
 
 
 @dataclass
@@ -135,7 +136,7 @@ def names_of(methods: Sequence[str]) -> list[str]:
     """Names or specs out of ``a,b,c``: a comma that stands inside a spec's options belongs to it."""
     found: list[str] = []
     for text in methods:
-        for part in filter(None, (each.strip() for each in text.split(","))):
+        for part in filter(None, (each.strip() for each in between_commas(text))):
             options = found and ":" in found[-1] and "=" in part and ":" not in part
             if options:
                 found[-1] += f",{part}"
