@@ -85,7 +85,8 @@ def sieve(tokens: VisualTokens, heads: int = 12, energy: float = 0.75) -> Object
         for i in range(len(values)):
             for s in chosen:
                 values[i] *= 1 - alike[i, s] ** 2
-        return bounded(values, float(own.max()) if chosen else 0.0)
+        values, slack = bounded(values)
+        return values, slack + (1e-13 * own if chosen else 0.0)  # 1 - cos^2 of what is parallel is 0 but for rounding
 
     return worth
 
@@ -165,8 +166,8 @@ def raters(tokens: VisualTokens) -> list[int]:
         logits = np.array([float(v @ t) for t in text])
         weights = np.exp(logits - logits.max())
         looked += weights / weights.sum() / len(features)
-    above = [t for t in range(len(text)) if looked[t] > looked.mean()]
-    return above or [int(looked.argmax())]
+    above = [t for t in range(len(text)) if looked[t] > looked.mean() * (1 + 1e-12)]
+    return above or list(range(len(text)))  # none is above the mean: they are all equal
 
 
 def sparsevlm_scores(tokens: VisualTokens, rated_by: list[int], version: int = 1) -> np.ndarray:
@@ -198,17 +199,18 @@ def sparsevlm(
 
 
 def density_peaks(points: np.ndarray, clusters: int, nearest: int = 5) -> dict[int, list[int]]:
-    """Of each centre, the points that join it."""
+    """Of each centre, the points that join it. Densities are compared by their logarithms: exp(-1000) is not 0."""
     number = len(points)
     gap = [[math.dist(a, b) for b in points] for a in points]
     density = []
     for i in range(number):
         others = sorted(gap[i][j] for j in range(number) if j != i)[:nearest]
-        density.append(math.exp(-sum(d**2 for d in others) / max(1, len(others))))
+        density.append(-sum(d**2 for d in others) / max(1, len(others)))
     peak = []
     for i in range(number):
         higher = [j for j in range(number) if (-density[j], j) < (-density[i], i)]
-        peak.append(density[i] * (min(gap[i][j] for j in higher) if higher else max(gap[i])))
+        apart = min(gap[i][j] for j in higher) if higher else max(gap[i])
+        peak.append(density[i] + math.log(apart) if apart > 0 else -math.inf)
     centres = sorted(top(peak, clusters))
     groups: dict[int, list[int]] = {c: [] for c in centres}
     for i in range(number):
