@@ -32,6 +32,7 @@ def vidcom2(
     keep: int,
     *,
     channels: float = 0.5,
+    near: float = 0.0,
     bandwidths: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1, 2),
 ) -> list[int]:
     features = f64(features)
@@ -51,6 +52,6 @@ def vidcom2(
     lowest = min(means)
     powers = [math.exp((lowest - mean) / 0.01) for mean in means]
     p = [power / sum(powers) for power in powers]
-    quotas = shares(keep, [1 + x - sum(p) / len(p) for x in p], [len(part) for part in parts])
+    quotas = shares(keep, [1 + x - sum(p) / len(p) for x in p], [len(part) for part in parts], near=near)
     away = [-s for s in score]
     return sorted(i for part, quota in zip(parts, quotas, strict=True) for i in best(part, away, quota))
