@@ -38,7 +38,7 @@ PLAIN = {"fastv", "fastervlm", "hawk", "priortr", "pyramiddrop", "v2drop", "deft
 
 
 def merges(pruner: Pruner) -> bool:
-    return type(pruner).merge is not Pruner.merge
+    return type(pruner).merge is not Pruner.merge and not pruner.merges_beside
 
 
 def grids_for(method: str, grids: int) -> int:

@@ -35,11 +35,8 @@ def head_mean(attention: np.ndarray) -> list[float]:
     return [sum(float(attention[h, i]) for h in range(heads)) / heads for i in range(count)]
 
 
-def shares(total: int, weights: Sequence[float], room: Sequence[int], *, near: float = 0.0) -> list[int]:
-    """Floor and largest remainders; what finds no room is handed out again by the same rule.
-
-    Remainders count as equal if they are within `near`: two that are equal on paper may differ by a rounding error.
-    """
+def shares(total: int, weights: Sequence[float], room: Sequence[int]) -> list[int]:
+    """Floor and largest remainders; what finds no room is handed out again by the same rule."""
     got = [0] * len(room)
     while total:
         open_ = [i for i in range(len(room)) if got[i] < room[i]]
@@ -49,8 +46,6 @@ def shares(total: int, weights: Sequence[float], room: Sequence[int], *, near: f
         part = {i: total * exact[i] / sum(exact.values()) for i in open_}
         given = {i: math.floor(part[i]) for i in open_}
         rest = {i: float(part[i] - given[i]) for i in open_}
-        if near:
-            rest = {i: round(rest[i] / near) * near for i in open_}
         for i in best(open_, rest, total - sum(given.values())):
             given[i] += 1
         for i in open_:
