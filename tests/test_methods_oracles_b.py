@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-import adaptprune
 from adaptprune import AdaptPruneError, VisualTokens, make_pruner
 from adaptprune.cues import TowerLayer
 from tests.oracles import encoder_merges as merges
@@ -21,12 +21,6 @@ from tests.oracles.visual import without_class
 
 #: Rows, columns, grids: N from 1 to 60.
 SHAPES = [(1, 1, 1), (1, 2, 1), (2, 1, 1), (1, 5, 1), (3, 3, 1), (3, 4, 1), (2, 3, 2), (3, 5, 3), (6, 8, 1), (6, 10, 1)]
-
-
-def rule(name: str, **options):
-    if name not in adaptprune.list_methods():
-        pytest.skip(f"{name} is not here yet")
-    return make_pruner(name, **options)
 
 
 def cases(shapes=SHAPES, seeds=2, *, ties=False):
@@ -60,17 +54,21 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def same(name: str, tokens: VisualTokens, keep: int, expected: list[int], **options) -> torch.Tensor:
-    kept = rule(name, **options).select(tokens, keep)
+    kept = make_pruner(name, **options).select(tokens, keep)
     assert kept.tolist() == expected, f"{name} {options}: {keep} of {len(tokens)}"
     return kept
 
 
 def same_states(name: str, tokens: VisualTokens, keep: int, expected: merges.Merged, **options) -> torch.Tensor:
     kept = same(name, tokens, keep, expected[0], **options)
-    states = rule(name, **options).merge(tokens, kept)
+    states = make_pruner(name, **options).merge(tokens, kept)
     assert states.dtype == tokens.hidden.dtype
     np.testing.assert_allclose(array(states), expected[1], atol=1e-5, rtol=1e-5)
     return kept
+
+
+def compare_slots(name: str, tokens: VisualTokens, keep: int, expected: merges.Merged, **options) -> None:
+    same(name, tokens, keep, expected[0], **options)
 
 
 # -- the oracles themselves, on cases that were worked out by hand -----------------------------------------------------
@@ -152,13 +150,8 @@ def test_holov_by_hand():
     attention = np.array([[0.4, 0.5, 0.06, 0.05]])
     assert picks.holov(attention, np.eye(4), 1, crops=2) == [1]
     assert picks.holov(attention, np.eye(4), 3, crops=2) == [0, 1, 2]  # 2.67 and 0.33: the third finds no room
-    for runs in picks.RUNS:
-        for count in range(1, 40):
-            for crops in range(1, count + 1):
-                parts = runs(count, crops)
-                assert [i for part in parts for i in part] == list(range(count))
-                assert len(parts) == crops or (count % crops and runs is picks.runs_chunked)
-                assert count % crops or {len(part) for part in parts} == {count // crops}
+    assert [len(part) for part in picks.runs(11, 4)] == [3, 3, 3, 2]
+    assert picks.runs(5, 2) == [[0, 1, 2], [3, 4]]
 
 
 def test_hired_by_hand():
@@ -214,7 +207,7 @@ def test_visionzip():
 def test_visionzip_splits_as_published():
     """192 = 162 + 30, 128 = 108 + 20, 64 = 54 + 10: the class token and patches, then contextual tokens."""
     tokens = everything(24, 24)
-    pruner = rule("visionzip")
+    pruner = make_pruner("visionzip")
     for keep, contextual in ((192, 30), (128, 20), (64, 10)):
         kept = pruner.select(tokens, keep)
         states = pruner.merge(tokens, kept)
@@ -251,26 +244,23 @@ def test_prumerge(plus, neighbours):
             seen = dataclasses.replace(tokens, tower={**tokens.tower, -1: layer})
             arrays = array(layer.class_query), array(layer.keys), array(tokens.hidden)
             expected = merges.prumerge(*arrays, keep, plus=plus, neighbours=neighbours)
-            same_states(name, seen, keep, expected, neighbours=neighbours)
+            # One token in all leaves none for outliers beside that of the dropped, and all tokens leave none to drop if
+            # steps of 1 add them all: what their states then are, the definition does not say.
+            settled = keep > 1 and not (plus and keep == len(tokens))
+            (same_states if settled else compare_slots)(name, seen, keep, expected, neighbours=neighbours)
 
 
 def test_prumerge_needs_a_class_token():
     for name in ("prumerge", "prumerge-plus"):
         with pytest.raises(AdaptPruneError, match="fastervlm"):
-            rule(name).select(without_class(everything()), 5)
+            make_pruner(name).select(without_class(everything()), 5)
 
 
-@pytest.mark.parametrize("crops", [16, 4, None])
+@pytest.mark.parametrize("crops", [16, 4, 5, 0])
 def test_holov(crops):
-    """Where the crops do not divide the tokens, any of the ways to cut them, but the same one everywhere."""
-    options = {} if crops == 16 else {"crops": crops or 0}
-    left = set(picks.RUNS)
-    for tokens, keep in cases():
-        kept = rule("holov", **options).select(tokens, keep).tolist()
-        arrays = array(tokens.tower[-2].attention), array(tokens.features)
-        right = {runs for runs in picks.RUNS if picks.holov(*arrays, keep, crops, runs) == kept}
-        left &= right
-        assert left, f"{keep} of {len(tokens)}"
+    for tokens, keep in cases(seeds=1):
+        expected = picks.holov(array(tokens.tower[-2].attention), array(tokens.features), keep, crops or None)
+        same("holov", tokens, keep, expected, crops=crops)
 
 
 @pytest.mark.parametrize("stripes", ["quadrants", "reference"])
@@ -307,19 +297,10 @@ def test_nuwa(region, per_region):
 
 
 def test_tome():
-    """In either order of the tokens of a round, but the same one everywhere."""
-    left = {"sequence", "publication"}
     for tokens, keep in cases():
-        pruner = rule("tome")
-        kept = pruner.select(tokens, keep)
-        states, weights = pruner.merge(tokens, kept), pruner.weights(tokens, kept)
-        for order in sorted(left):
-            slots, expected, sizes = merges.tome(array(tokens.features), array(tokens.hidden), keep, order=order)
-            if slots == kept.tolist() and np.allclose(array(states), expected, atol=1e-5):
-                assert weights.tolist() == sizes
-            else:
-                left.discard(order)
-        assert left, f"{keep} of {len(tokens)}"
+        slots, states, sizes = merges.tome(array(tokens.features), array(tokens.hidden), keep)
+        kept = same_states("tome", tokens, keep, (slots, states))
+        assert make_pruner("tome").weights(tokens, kept).tolist() == sizes
 
 
 @pytest.mark.parametrize("weights", [None, (0.5, 0.0, -1.0, 2.0)])
@@ -330,9 +311,9 @@ def test_hawk(weights):
 
 
 def test_hawk_rounds_up():
-    assert rule("hawk", keep_ratio=0.25).counts(57, 32) == {0: 15}
-    assert rule("hawk", keep_ratio=0.25).counts(56, 32) == {0: 14}
-    assert rule("hawk", num_keep=5).counts(57, 32) == {0: 5}
+    assert make_pruner("hawk", keep_ratio=0.25).counts(57, 32) == {0: 15}
+    assert make_pruner("hawk", keep_ratio=0.25).counts(56, 32) == {0: 14}
+    assert make_pruner("hawk", num_keep=5).counts(57, 32) == {0: 5}
 
 
 NMS = [{}, {"distance_limit": 2.5, "distance_sigma": 6.0, "similarity_sigma": 0.3}, {"centre_sigma": 0.5}]
@@ -366,7 +347,7 @@ def test_evs():
 
 def test_evs_needs_two_frames():
     with pytest.raises(AdaptPruneError, match="divprune"):
-        rule("evs").select(everything(), 5)
+        make_pruner("evs").select(everything(), 5)
 
 
 @pytest.mark.parametrize("channels", [0.5, 1.0, 0.25])
@@ -374,5 +355,12 @@ def test_evs_needs_two_frames():
 def test_vidcom2(channels, scale):
     for tokens, keep in cases([*VIDEOS, (1, 1, 1), (4, 5, 1)]):
         tokens = dataclasses.replace(tokens, features=tokens.features * scale)
-        expected = functools.partial(video.vidcom2, array(tokens.features), tokens.coords.numpy(), keep)
-        same("vidcom2", tokens, keep, expected(channels=channels), channels=channels)
+        oracle = functools.partial(
+            video.vidcom2, array(tokens.features), tokens.coords.numpy(), keep, channels=channels
+        )
+        kept = make_pruner("vidcom2", channels=channels).select(tokens, keep).tolist()
+        frames = range(int(tokens.coords[-1, 0]) + 1)
+        if kept != oracle():  # shares of frames saturate: which of two remainders is larger may hang on the last bit
+            several = itertools.product((0.0, 1e-6), repeat=len(frames))
+            nudged = (oracle(nudge=dict(zip(frames, steps, strict=True))) for steps in several)
+            assert kept in nudged, f"{keep} of {len(tokens)}"

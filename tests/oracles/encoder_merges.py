@@ -87,11 +87,9 @@ def prumerge(
     return slots, np.stack([states[i] for i in slots])
 
 
-def tome(
-    features: np.ndarray, hidden: np.ndarray, keep: int, *, order: str = "sequence"
-) -> tuple[list[int], np.ndarray, list[float]]:
-    """`order`: in which order the tokens of a round stand in the next one, as they do in the sequence or as the
-    publication's code leaves them (what is left of the first half, then the second half).
+def tome(features: np.ndarray, hidden: np.ndarray, keep: int) -> tuple[list[int], np.ndarray, list[float]]:
+    """With the sizes of the slots. Some of the first half are left in the last round only, so that order is the same
+    whether they then stand before the second half or among it.
     """
     look = {i: f64(features)[i] for i in range(len(features))}
     state = {i: f64(hidden)[i] for i in range(len(features))}
@@ -111,8 +109,5 @@ def tome(
             for what in (look, state):
                 what[j] = sum(size[i] * what[i] for i in group) / total
             size[j] = total
-        line = [i for i in a if i not in merged] + b
-        if order == "sequence":
-            line.sort()
-    line.sort()
+        line = sorted({*line} - {*merged})
     return line, np.stack([state[i] for i in line]), [size[i] for i in line]

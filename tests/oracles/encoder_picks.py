@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 
 import numpy as np
@@ -25,7 +25,7 @@ def cosine(u: np.ndarray, v: np.ndarray) -> float:
     return math.fsum(x * y for x, y in zip(u, v, strict=True)) / lengths if lengths else 0.0
 
 
-def best(places: Iterable[int], score: Sequence[float] | np.ndarray, count: int) -> list[int]:
+def best(places: Iterable[int], score: Sequence[float] | Mapping[int, float] | np.ndarray, count: int) -> list[int]:
     """`count` places of highest score, in that order; of equals the lower."""
     return sorted(places, key=lambda i: (-score[i], i))[:count]
 
@@ -43,10 +43,10 @@ def shares(total: int, weights: Sequence[float], room: Sequence[int]) -> list[in
         exact = {i: Fraction(float(weights[i])) for i in open_}
         if not sum(exact.values()):
             exact = dict.fromkeys(open_, Fraction(1))
-        # what differs by rounding alone is a tie
-        part = {i: round(total * exact[i] / sum(exact.values()), 9) for i in open_}
+        part = {i: total * exact[i] / sum(exact.values()) for i in open_}
         given = {i: math.floor(part[i]) for i in open_}
-        for i in sorted(open_, key=lambda i: (given[i] - part[i], i))[: total - sum(given.values())]:
+        rest = {i: float(part[i] - given[i]) for i in open_}
+        for i in best(open_, rest, total - sum(given.values())):
             given[i] += 1
         for i in open_:
             fits = min(given[i], room[i] - got[i])
@@ -145,42 +145,14 @@ def nuwa(attention: np.ndarray, coords: np.ndarray, keep: int, region: int = 2, 
 # -- HoloV ------------------------------------------------------------------------------------------------------------
 
 
-def runs_even(count: int, crops: int) -> list[list[int]]:
+def runs(count: int, crops: int) -> list[list[int]]:
     """As even as can be, the longer runs first."""
-    return [part.tolist() for part in np.array_split(np.arange(count), crops) if len(part)]
+    short, longer = divmod(count, crops)
+    ends = list(itertools.accumulate(short + (c < longer) for c in range(crops)))
+    return [list(range(a, b)) for a, b in itertools.pairwise([0, *ends])]
 
 
-def runs_by_place(count: int, crops: int) -> list[list[int]]:
-    """Token i lies in run floor(i * crops / N)."""
-    runs: dict[int, list[int]] = {}
-    for i in range(count):
-        runs.setdefault(i * crops // count, []).append(i)
-    return list(runs.values())
-
-
-def runs_cut(count: int, crops: int) -> list[list[int]]:
-    """Run c ends where floor((c + 1) * N / crops) begins the next."""
-    edges = [c * count // crops for c in range(crops + 1)]
-    return [list(range(a, b)) for a, b in itertools.pairwise(edges) if b > a]
-
-
-def runs_chunked(count: int, crops: int) -> list[list[int]]:
-    """Runs of ceil(N / crops), the last one short."""
-    length = -(-count // crops)
-    return [list(range(a, min(a + length, count))) for a in range(0, count, length)]
-
-
-#: The definition does not say how a number of tokens that the crops do not divide is cut: each of these would be right.
-RUNS: tuple[Callable[[int, int], list[list[int]]], ...] = (runs_even, runs_by_place, runs_cut, runs_chunked)
-
-
-def holov(
-    attention: np.ndarray,
-    features: np.ndarray,
-    keep: int,
-    crops: int | None = 16,
-    runs: Callable[[int, int], list[list[int]]] = runs_even,
-) -> list[int]:
+def holov(attention: np.ndarray, features: np.ndarray, keep: int, crops: int | None = 16) -> list[int]:
     seen, features = head_mean(f64(attention)), f64(features)
     count = len(seen)
     score = []

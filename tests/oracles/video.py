@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -32,8 +33,10 @@ def vidcom2(
     keep: int,
     *,
     channels: float = 0.5,
+    nudge: Mapping[int, float] | None = None,
     bandwidths: tuple[float, ...] = (1 / 8, 1 / 4, 1 / 2, 1, 2),
 ) -> list[int]:
+    """`nudge` is added to the weights of frames."""
     features = f64(features)
     count, width = features.shape
     spread = [sum((x - features[:, c].mean()) ** 2 for x in features[:, c]) / count for c in range(width)]
@@ -51,6 +54,7 @@ def vidcom2(
     lowest = min(means)
     powers = [math.exp((lowest - mean) / 0.01) for mean in means]
     p = [power / sum(powers) for power in powers]
-    quotas = shares(keep, [1 + x - sum(p) / len(p) for x in p], [len(part) for part in parts])
+    weights = [1 + x - sum(p) / len(p) + (nudge or {}).get(f, 0.0) for f, x in enumerate(p)]
+    quotas = shares(keep, weights, [len(part) for part in parts])
     away = [-s for s in score]
     return sorted(i for part, quota in zip(parts, quotas, strict=True) for i in best(part, away, quota))
