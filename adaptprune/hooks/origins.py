@@ -1,7 +1,7 @@
 """Which patches of the vision tower each visual token is made of: measured on the model in hand, not looked up.
 
 The encode method runs once more with layers that hand on what they are handed, so that only what stands before and
-behind them is computed, and is asked by gradients which token each patch reaches. Tokens are numbered in base 8, and a
+behind them is computed, and is asked by gradients which token each patch reaches. Tokens are numbered in digits, and a
 gradient is taken per digit: where a patch reaches one token alone, it comes back as a multiple of that of all tokens,
 and the factor is the digit. Permutations (windows), mergers, tiles put together, newlines: whatever a model does is
 followed without being known. Where neighbouring tokens share patches (interpolation), tokens take turns.
@@ -21,8 +21,8 @@ from adaptprune.errors import AdaptPruneError, first_line
 from adaptprune.hooks.holds import method
 from adaptprune.hooks.seams.cache import parameters
 
-#: Digits are below this: rounding of half precision leaves them apart.
-BASE = 8
+#: Digits are below this, by whether numbers have 32 bits or fewer: rounding leaves them apart.
+BASE = {True: 256, False: 8}
 #: A patch reaches at most this many tokens along each side of a grid, if it reaches several.
 AROUND = 4
 #: How far a gradient may be from a multiple of another, by whether its numbers have 32 bits or fewer.
@@ -206,6 +206,8 @@ def _colours(cells: Tensor) -> Tensor:
 def _pairs(features: Tensor, leaves: list[Tensor], colours: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
     """Patches, tokens and strengths, (E,) each; None if a patch reaches several tokens of one colour."""
     count, width = features.shape
+    fine = features.dtype.itemsize > 2
+    base, close = BASE[fine], CLOSE[fine]
     direction = torch.cos(torch.arange(width, device=features.device) * 1.7 + 0.3)
 
     def back(code: Tensor) -> Tensor:
@@ -223,14 +225,14 @@ def _pairs(features: Tensor, leaves: list[Tensor], colours: Tensor) -> tuple[Ten
         token = torch.zeros(len(whole), dtype=torch.int64)
         place = 1
         while place < count:
-            digits = torch.arange(count) // place % BASE
+            digits = torch.arange(count) // place % base
             part = back(digits * mine)
             digit = ((part * whole).sum(dim=1) / (whole * whole).sum(dim=1).clamp_min(1e-30)).round()
-            off = (part - digit[:, None] * whole).norm(dim=1) > CLOSE[features.dtype.itemsize > 2] * strength
-            if bool((off & reached).any()) or not bool(((digit >= 0) & (digit < BASE))[reached].all()):
+            off = (part - digit[:, None] * whole).norm(dim=1) > close * strength
+            if bool((off & reached).any()) or not bool(((digit >= 0) & (digit < base))[reached].all()):
                 return None
             token += digit.long() * place
-            place *= BASE
+            place *= base
         parts.append((reached.nonzero()[:, 0], token[reached], strength[reached]))
     patch, token, strength = (torch.cat(each) for each in zip(*parts, strict=True))
     if bool((token >= count).any()):
