@@ -34,6 +34,8 @@ CUES = {
     "class_state": "the tower's class token, projected as its patches are",
     "rotary": "position embeddings that layer K is handed",
 }
+#: Values that are apart by less, relative to the largest, are equal.
+ROUNDING = 1e-12
 #: Cues of layer K-1, so that tokens cannot leave before layer 0.
 BELOW = frozenset({"attention", "rows", "previous_keys", "rotated_keys", "previous_hidden"})
 
@@ -186,7 +188,15 @@ def mean_rows(rows: Tensor) -> Tensor:
     return rows.float().mean(dim=0)
 
 
-def min_max(values: Tensor) -> Tensor:
-    """Values moved and stretched to 0..1; all of them 0 where they are equal."""
+def is_constant(values: Tensor) -> bool:
+    """Whether values differ by rounding at most."""
     low, high = torch.aminmax(values)
-    return (values - low) / (high - low) if high > low else torch.zeros_like(values)
+    return bool(high - low <= ROUNDING * torch.maximum(low.abs(), high.abs()))
+
+
+def min_max(values: Tensor) -> Tensor:
+    """Values moved and stretched to 0..1; all of them 0 where they are constant."""
+    if is_constant(values):
+        return torch.zeros_like(values)
+    low, high = torch.aminmax(values)
+    return (values - low) / (high - low)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.checks import one_of
-from adaptprune.cues import VisualTokens
+from adaptprune.cues import VisualTokens, is_constant
 from adaptprune.methods.similar import SIGNS, likeness_to_text
 from adaptprune.ops import dpp
 from adaptprune.pruner import Pruner
@@ -54,7 +54,7 @@ class CDPruner(Pruner):
         assert tokens.features is not None
         likeness = likeness_to_text(tokens, self.sign)
         low, high = torch.aminmax(likeness)
-        relevance = (likeness - low + 1e-6) / (high - low) if high > low else torch.zeros_like(likeness)
+        relevance = (likeness - low + 1e-6) / (high - low) if not is_constant(likeness) else torch.zeros_like(likeness)
         if not self.halves:
             return dpp(num_keep, factors=tokens.features, quality=relevance, unit=True)
         middle, first = (len(tokens) + 1) // 2, (num_keep + 1) // 2

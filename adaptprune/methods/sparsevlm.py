@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from adaptprune.checks import fraction
-from adaptprune.cues import VisualTokens
+from adaptprune.cues import ROUNDING, VisualTokens
 from adaptprune.methods.schedules import Staged, check_layers
 from adaptprune.ops.density_peaks import density_peaks
 from adaptprune.pruner import coordinate_tokens, highest
@@ -95,7 +95,7 @@ class SparseVLM(Staged):
             assert tokens.features is not None
             assert tokens.text is not None
             share = torch.softmax(tokens.features.double() @ tokens.text.double().T, dim=1).mean(dim=0)
-            above = (share > share.mean()).nonzero()[:, 0]
+            above = (share > share.mean() * (1 + ROUNDING)).nonzero()[:, 0]
             tokens.memo["raters"] = above if above.numel() else torch.arange(len(share), device=share.device)
         found: Tensor = tokens.memo["raters"]
         return found
