@@ -110,7 +110,7 @@ def behind(found: Parts, stack: Stack) -> list[tuple[str, nn.Module]]:
         for path, module in _outside(found)
         if path
         and not listed_in(path, stack)
-        and not listed_in(stack.path, Stack(path, [], []))
+        and not f"{stack.path}.".startswith(f"{path}.")
         and not isinstance(module, (nn.ModuleList, nn.ModuleDict))
         and any(True for _ in module.parameters())
     ]
