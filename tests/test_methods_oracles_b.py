@@ -181,12 +181,12 @@ def test_evs_by_hand():
 
 def test_vidcom2_by_hand():
     coords = everything(1, 3, 1).coords.numpy()
-    features = np.array([[0, 50.0], [0, -20.0], [3, -30.0]])  # the second channel varies more; the centre is 1
-    assert video.vidcom2(features, coords, 1) == [2]
-    assert video.vidcom2(features, coords, 2) == [0, 2]
+    features = np.array([[1.0, 0], [7, 0], [0, 3]])  # of length 1, the third is alone
+    assert video.vidcom2(features, coords, 1, channels=1.0) == [2]
+    assert video.vidcom2(features, coords, 2, channels=1.0) == [0, 2]
     two = everything(1, 2, 2).coords.numpy()
-    features = np.array([[0, 9.0], [0.1, -9.0], [0, 20.0], [5, -20.0]])  # the second frame has what is rare
-    assert video.vidcom2(features, two, 3) == [0, 2, 3]  # 0.75 and 2.25; 1 is nearer the centre of all
+    features = np.array([[1.0, 0], [2, 0], [3, 0], [0, 1]])  # the second frame has what is rare
+    assert video.vidcom2(features, two, 3, channels=1.0) == [0, 2, 3]  # 0.75 and 2.25
 
 
 # -- the rules --------------------------------------------------------------------------------------------------------

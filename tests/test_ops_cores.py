@@ -27,6 +27,7 @@ CORES = {
     "max_min, quality later": lambda x, q, m, b: max_min(x, m, quality=q, backend=b),
     "facility": lambda x, q, m, b: facility_location(x, m, backend=b),
     "facility, weights": lambda x, q, m, b: facility_location(x, m, weights=q, shifted=True, backend=b),
+    "facility, kernel": lambda x, q, m, b: facility_location(x, m, weights=q, width=0.3, backend=b),
     "facility, relevance": lambda x, q, m, b: facility_location(x, m, relevance=q, alpha=0.7, backend=b),
     "balanced": lambda x, q, m, b: balanced(x, m, relevance=q, backend=b),
     "balanced, coverage": lambda x, q, m, b: balanced(x, m, relevance=q, diversity=0.0, coverage=3.0, backend=b),

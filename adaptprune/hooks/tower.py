@@ -95,7 +95,8 @@ class Tower:
 
     def _refused(self, cue: str, reason: str) -> AdaptPruneError:
         kind = getattr(self._config, "model_type", type(self._found.base).__name__)
-        return AdaptPruneError(f"{cue!r} cannot be had of model type {kind!r}: {reason}. {INSTEAD}.")
+        beside = "Leave the class token out (visionzip:class_token=False). " if cue == CLASS and self._stacks else ""
+        return AdaptPruneError(f"{cue!r} cannot be had of model type {kind!r}: {reason}. {beside}{INSTEAD}.")
 
     def _lacks(self, cue: str) -> str | None:
         if not self._stacks:

@@ -25,6 +25,7 @@ METHODS = Registry(
     "method",
     {
         "adaptprune": "adaptprune.methods.adaptprune:AdaptPrune",
+        "adaptprune-plus": "adaptprune.methods.adaptprune_plus:AdaptPrunePlus",
         "fastv": "adaptprune.methods.fastv:FastV",
         "sparsevlm": "adaptprune.methods.sparsevlm:SparseVLM",
         "sparsevlm-v2": "adaptprune.methods.sparsevlm_v2:SparseVLM2",

@@ -11,6 +11,7 @@ from torch import Tensor
 from adaptprune.checks import fraction, positive
 from adaptprune.cues import VisualTokens
 from adaptprune.methods.quotas import quotas
+from adaptprune.ops.vectors import directions
 from adaptprune.pruner import Pruner, highest
 
 #: Bandwidths are these powers of two.
@@ -23,8 +24,9 @@ class VidCom2(Pruner):
     """Keep what is least like the centre of the video and of its frame (https://arxiv.org/abs/2505.14454).
 
     Likeness to a centre (a mean) is ``sum_a exp(-d^2 / 2a)`` over a = 1/8, 1/4, ... 2, d the distance in the half of
-    the channels that vary least. A frame's share of the budget is ``base (1 + p - mean p)``, p the softmax over frames
-    of their mean likeness (to both centres), negated, at temperature 0.01. Frames are the grids that share a budget.
+    the channels that vary least, scaled to length 1. A frame's share of the budget is ``base (1 + p - mean p)``, p the
+    softmax over frames of their mean likeness to the video, negated, at temperature 0.01. Frames are the grids that
+    share a budget.
 
     Parameters
     ----------
@@ -61,7 +63,7 @@ class VidCom2(Pruner):
             (tokens.coords[:, 0] == frame).nonzero()[:, 0].to(score.device)
             for frame in tokens.coords[:, 0].unique().tolist()
         ]
-        special = torch.softmax(torch.stack([score[frame].mean() for frame in members]) / TEMPERATURE, dim=0)
+        special = torch.softmax(-torch.stack([whole[frame].mean() for frame in members]) / TEMPERATURE, dim=0)
         weights = (1 + special - special.mean()).tolist()
         shares = quotas(num_keep, weights, [len(frame) for frame in members])
         kept = [frame[highest(score[frame], share)] for frame, share in zip(members, shares, strict=True)]
@@ -73,7 +75,7 @@ class VidCom2(Pruner):
         features = tokens.features.detach().double()
         count = max(1, int(self.channels * features.shape[1]))
         quiet = highest(-features.var(dim=0, correction=0), count)
-        features = features[:, quiet]
+        features = directions(features[:, quiet])
         whole = _likeness(features, features.mean(dim=0))
         frames = torch.empty_like(whole)
         for frame in tokens.coords[:, 0].unique():

@@ -23,7 +23,7 @@ class VisPruner(Pruner):
 
     ``floor(important * M)`` tokens are those of highest attention (as FasterVLM's). The others, in the order of their
     attention, are split into those at even places, a, and at odd ones, b; of a, the up to 8 that are most like one of b
-    (by the cosine of features) are left out; the list is then what is left of a, from the least to the most alike,
+    (by the cosine of features) are left out; the list is then what is left of a, from the most to the least alike,
     followed by b; and so on until the budget is met.
 
     Parameters
@@ -65,6 +65,5 @@ class VisPruner(Pruner):
                 break
             alike = cosine[even][:, odd].amax(dim=1)
             ranked = torch.sort(alike, descending=True, stable=True).indices
-            left = ranked[min(STEP, excess) :].flip(0)
-            listed = torch.cat([even[left], odd])
+            listed = torch.cat([even[ranked[min(STEP, excess) :]], odd])
         return torch.cat([order[:count], listed]).sort().values

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptprune.checks import not_negative, one_of, whole
+from adaptprune.checks import not_negative, one_of, positive, whole
 from adaptprune.errors import AdaptPruneError
 from adaptprune.ops.inputs import backend_of, batched, into_range, per_token
 
@@ -141,6 +141,7 @@ def facility_location(
     relevance: Tensor | None = None,
     alpha: float = 1.0,
     shifted: bool = False,
+    width: float = 0.0,
     backend: str = "auto",
 ) -> Tensor:
     """Keep, one by one, what covers best what is not covered: ``argmax r_i^alpha sum_j w_j max(0, S_ij - b_j)``.
@@ -160,6 +161,8 @@ def facility_location(
         Finite, 0 or more; ``0^0`` is 1.
     shifted : bool
         Whether S is ``(1 + cos) / 2`` rather than cos.
+    width : float
+        If not 0, S is ``exp(-(1 - cos)^2 / (2 width^2))``.
     backend : {"auto", "reference", "numba"}
 
     Returns
@@ -175,6 +178,8 @@ def facility_location(
     rows, single = batched("features", features)
     whole("num_keep", num_keep, 1, rows.shape[1])
     not_negative("alpha", alpha)
+    if width:
+        positive("width", width)
     weight = per_token("weights", weights, features)
     scale = per_token("relevance", relevance, features) ** alpha
     if not bool(torch.isfinite(scale).all()):
@@ -183,7 +188,9 @@ def facility_location(
         from adaptprune.ops import greedy_reference as run
     else:
         from adaptprune.ops import numba_facility as run  # type: ignore[no-redef]
-    return _given_back(run.facility_location(into_range(rows), weight, scale, num_keep, shifted), features, single)
+    return _given_back(
+        run.facility_location(into_range(rows), weight, scale, num_keep, shifted, float(width)), features, single
+    )
 
 
 def balanced(

@@ -70,13 +70,19 @@ def _max_min(cosine: Tensor, quality: Tensor, num_keep: int, seed: str) -> list[
     return kept
 
 
-def facility_location(features: Tensor, weights: Tensor, scale: Tensor, num_keep: int, shifted: bool) -> Tensor:
+def facility_location(
+    features: Tensor, weights: Tensor, scale: Tensor, num_keep: int, shifted: bool, width: float
+) -> Tensor:
     """See `adaptprune.ops.facility_location`."""
     kept = []
     for each, weight, r in zip(features.to("cpu", torch.float64), weights, scale, strict=True):
         unit = _unit("features", each)
         alike = unit @ unit.T
-        kept.append(_facility_location((1 + alike) / 2 if shifted else alike, weight, r, num_keep))
+        if width:
+            alike = torch.exp(-((1 - alike) ** 2) / (2 * width**2))
+        elif shifted:
+            alike = (1 + alike) / 2
+        kept.append(_facility_location(alike, weight, r, num_keep))
     return torch.tensor(kept)
 
 

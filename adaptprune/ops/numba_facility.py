@@ -32,18 +32,20 @@ def _bound(alike, weight, best, slack):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _similarity(i, j, rows, scale, shifted):  # type: ignore[no-untyped-def]
+def _similarity(i, j, rows, scale, shifted, width):  # type: ignore[no-untyped-def]
     cosine = dot(rows[i], rows[j]) * (scale[i] * scale[j])
+    if width > 0.0:
+        return np.exp(-((1.0 - cosine) ** 2) / (2.0 * width * width))
     return 0.5 * (1.0 + cosine) if shifted else cosine
 
 
 @compiled()
-def _exact(i, alike, slack, weight, best, rows, scale, shifted):  # type: ignore[no-untyped-def]
+def _exact(i, alike, slack, weight, best, rows, scale, shifted, width):  # type: ignore[no-untyped-def]
     """A token's gain in float64, and how many similarities that took."""
     total, work = 0.0, 0
     for j in range(weight.shape[0]):
         if np.float64(alike[i, j]) + slack > best[j] and weight[j] > 0.0:
-            total += weight[j] * max(0.0, _similarity(i, j, rows, scale, shifted) - best[j])
+            total += weight[j] * max(0.0, _similarity(i, j, rows, scale, shifted, width) - best[j])
             work += 1
     return total, work
 
@@ -82,7 +84,7 @@ def _leaders(count, alike, weight, best, slack, gain_scale, room, high, seen, ga
 
 
 @compiled()
-def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, patience):  # type: ignore[no-untyped-def]
+def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, width, num_keep, patience):  # type: ignore[no-untyped-def]
     """Picks of one row, in the order in which they were made; none if float64 was asked more often than `patience`."""
     size = weight.shape[0]
     best, seen, picks = np.zeros(size), np.full(size, -1), np.empty(num_keep, np.int64)
@@ -95,7 +97,7 @@ def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, pa
         if slack > 0.0 and (gain > -np.inf).sum() > 1:
             for i in range(size):
                 if gain[i] > -np.inf:
-                    total, work = _exact(i, alike, slack, weight, best, rows, scale, shifted)
+                    total, work = _exact(i, alike, slack, weight, best, rows, scale, shifted, width)
                     gain[i] = gain_scale[i] * total
                     patience -= work
                     if patience < 0:
@@ -107,7 +109,7 @@ def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, pa
                 break
         for j in range(size):
             if np.float64(alike[top, j]) + slack > best[j]:
-                value = _similarity(top, j, rows, scale, shifted) if slack > 0.0 else np.float64(alike[top, j])
+                value = _similarity(top, j, rows, scale, shifted, width) if slack > 0.0 else np.float64(alike[top, j])
                 best[j] = max(best[j], value)
         best[top] = np.inf
         high[top] = -np.inf
@@ -115,25 +117,35 @@ def _greedy(alike, slack, weight, gain_scale, rows, scale, shifted, num_keep, pa
     return picks
 
 
-def _similarities(unit: NDArray[Any], shifted: bool) -> NDArray[Any]:
+def _similarities(unit: NDArray[Any], shifted: bool, width: float = 0.0) -> NDArray[Any]:
     alike: NDArray[Any] = unit @ unit.T
+    if width:
+        alike -= 1
+        np.square(alike, out=alike)
+        alike *= -0.5 / width**2
+        np.exp(alike, out=alike)
+        return alike
     if shifted:
         alike *= 0.5
         alike += 0.5
     return alike
 
 
-def facility_location(features: Tensor, weights: Tensor, scale: Tensor, num_keep: int, shifted: bool) -> Tensor:
+def facility_location(
+    features: Tensor, weights: Tensor, scale: Tensor, num_keep: int, shifted: bool, width: float
+) -> Tensor:
     """See `adaptprune.ops.facility_location`; arguments are taken as checked."""
     array, kept = wide_array(features), []
     for rows, weight, gain_scale in zip(array, weights.numpy(), scale.numpy(), strict=True):
         norm = norms(rows)
         finite("features", torch.from_numpy(norm))
         slack = cosine_slack(rows.shape[1])
-        rest = (weight, gain_scale, rows, inverse(norm), shifted, num_keep)
-        picks = _greedy(_similarities(unit32(rows, norm), shifted), slack, *rest, 400 * len(rows))
+        if width:  # the kernel's steepest slope is exp(-1/2) / width; float32's own powers are off, too
+            slack = slack * max(1.0, 0.61 / width) + 4e-7 * max(1.0, 1 / width**2)
+        rest = (weight, gain_scale, rows, inverse(norm), shifted, width, num_keep)
+        picks = _greedy(_similarities(unit32(rows, norm), shifted, width), slack, *rest, 400 * len(rows))
         if not len(picks):
-            picks = _greedy(_similarities(_unit64(rows, norm), shifted), 0.0, *rest, 0)
+            picks = _greedy(_similarities(_unit64(rows, norm), shifted, width), 0.0, *rest, 0)
         kept.append(picks)
     return torch.from_numpy(np.stack(kept))
 

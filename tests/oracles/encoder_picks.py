@@ -61,7 +61,7 @@ def fastervlm(attention: np.ndarray, keep: int) -> list[int]:
 
 
 def vispruner(
-    attention: np.ndarray, features: np.ndarray, keep: int, important: float = 0.5, *, ascending: bool = True
+    attention: np.ndarray, features: np.ndarray, keep: int, important: float = 0.5, *, ascending: bool = False
 ) -> list[int]:
     """`ascending`: how what is left of the first half is ordered by its score; of equals, the earlier first."""
     score, features = head_mean(f64(attention)), f64(features)

@@ -41,7 +41,7 @@ def vidcom2(
     count, width = features.shape
     spread = [sum((x - features[:, c].mean()) ** 2 for x in features[:, c]) / count for c in range(width)]
     steady = sorted(best(range(width), [-s for s in spread], max(1, int(width * channels))))
-    features = features[:, steady]
+    features = np.array([x / (math.sqrt(sum(c * c for c in x)) or 1.0) for x in features[:, steady]])
 
     def closeness(i: int, members: list[int]) -> float:
         squared = float(((features[i] - features[members].mean(axis=0)) ** 2).sum())
@@ -50,7 +50,7 @@ def vidcom2(
     parts = frames(coords)
     frame = {i: part for part in parts for i in part}
     score = [closeness(i, [*range(count)]) + closeness(i, frame[i]) for i in range(count)]
-    means = [sum(score[i] for i in part) / len(part) for part in parts]
+    means = [sum(closeness(i, [*range(count)]) for i in part) / len(part) for part in parts]
     lowest = min(means)
     powers = [math.exp((lowest - mean) / 0.01) for mean in means]
     p = [power / sum(powers) for power in powers]
