@@ -50,8 +50,8 @@ check: $(DEV)  ## style and types
 bench: $(CORE)  ## prefill time, pruned against unpruned
 	$(BIN)/adaptprune bench
 
-tables: $(CORE)  ## write the generated tables into README.md and docs/models.md
-	$(BIN)/python -m adaptprune.tables README.md docs/models.md
+tables: $(CORE)  ## write the generated tables into README.md and docs
+	$(BIN)/python -m adaptprune.tables README.md docs/models.md docs/methods.md
 
 lock:  ## write constraints.txt anew: the newest versions that pyproject.toml's ranges allow
 	@echo "resolving for Python 3.10 and later"

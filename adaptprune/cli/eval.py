@@ -23,7 +23,9 @@ def command(
     task: list[str] = typer.Argument(None, help="What to evaluate: see --list."),
     list_tasks: bool = typer.Option(False, "--list", help="Show tasks, metrics, files and sizes, and stop."),
     data: Path = typer.Option(None, help="Folder with the benchmarks' folders (LLaVA's playground/data/eval)."),
-    method: list[str] = typer.Option([], help="Methods or specs. Default: adaptprune; tabletop: all, and downsample."),
+    method: list[str] = typer.Option(
+        [], help="Methods or specs. Default: adaptprune; tabletop: six rules, downsample among them."
+    ),
     keep_ratio: list[float] = typer.Option([], help="Fractions of visual tokens kept. Default: as the task has it."),
     loading: Any = None,
     split: str = typer.Option(None, help="Split of the task. Default: its first."),
