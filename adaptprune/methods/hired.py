@@ -80,9 +80,13 @@ class HiRED(Pruner):
             return []
         rows, columns = (int(side) + 1 for side in view[:, 1:].amax(dim=0))
         high, wide = (tiles, 1) if self.stripes == "reference" else _arranged(tiles)
-        row = ((marked[:, 1] + 0.5) / rows * high).floor().long()
-        column = ((marked[:, 2] + 0.5) / columns * wide).floor().long()
+        row, column = _band(marked[:, 1], rows, high), _band(marked[:, 2], columns, wide)
         return [float(each) for each in torch.bincount(row * wide + column, minlength=tiles).tolist()]
+
+
+def _band(places: Tensor, side: int, parts: int) -> Tensor:
+    """Which of `parts` equal bands of a side the centres of cells lie in; on a border, the later one."""
+    return (2 * places + 1) * parts // (2 * side)
 
 
 def _arranged(tiles: int) -> tuple[int, int]:
@@ -92,10 +96,10 @@ def _arranged(tiles: int) -> tuple[int, int]:
 
 
 def _tiles(coords: Tensor, numbers: list[int]) -> list[Tensor]:
-    """The tokens of each tile; of one large grid, those of its quarters that have any."""
+    """The tokens of each tile; of one large grid, those of each quarter, which may be none."""
     if len(numbers) != 2:
         return [(coords[:, 0] == number).nonzero()[:, 0] for number in numbers[1:]]
     large = (coords[:, 0] == numbers[1]).nonzero()[:, 0]
     rows, columns = (int(side) + 1 for side in coords[large, 1:].amax(dim=0))
-    half = (2 * coords[large, 1] + 1 > rows).long() * 2 + (2 * coords[large, 2] + 1 > columns).long()
+    half = _band(coords[large, 1], rows, 2) * 2 + _band(coords[large, 2], columns, 2)
     return [large[half == quarter] for quarter in range(4)]

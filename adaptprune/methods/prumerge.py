@@ -74,7 +74,8 @@ class PruMerge(Pruner):
         alike[torch.arange(len(stay), device=alike.device), stay] = -torch.inf
         count = min(self.neighbours, len(tokens) - 1)
         near = torch.sort(alike, dim=1, descending=True, stable=True).indices[:, :count]
-        merged = hidden[stay] + (score[near][..., None] * hidden[near]).sum(dim=1)
+        share = torch.zeros_like(alike).scatter_(1, near, score[near])  # gathering (kept, neighbours, D) would be large
+        merged = hidden[stay] + share @ hidden
         states = hidden.clone()
         states[stay] = merged
         gone = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
@@ -106,7 +107,7 @@ class PruMerge(Pruner):
 class PruMergePlus(PruMerge):
     """PruMerge, and tokens at equal steps over the picture beside the outliers (https://arxiv.org/abs/2403.15388).
 
-    Every ``int(step / 3)``-th token, with ``step = int(N / outliers)``.
+    Every ``int(step / 3)``-th token, with ``step = int(1 / ratio)``, the ratio being outliers / N.
     """
 
     name: ClassVar[str] = "prumerge-plus"
@@ -116,7 +117,7 @@ class PruMergePlus(PruMerge):
         outliers, room = self._outliers(score), num_keep - 1
         if len(outliers) >= room:
             return outliers[highest(score[outliers], room)]
-        step = max(1, int(int(1 / (len(outliers) / len(score))) / 3))
+        step = max(1, len(score) // len(outliers) // 3)
         spread = torch.arange(0, len(score), step, device=score.device)
         more = spread[~torch.isin(spread, outliers)][: room - len(outliers)]
         return torch.cat([outliers, more]).sort().values

@@ -28,7 +28,7 @@ class VisionZip(Pruner):
     Parameters
     ----------
     contextual : float
-        Fraction of the budget; published are 30 of 192, 20 of 128 and 10 of 64.
+        Fraction of the budget; published are 30 of 192, 20 of 128 and 10 of 64. The class token comes before them.
     class_token : bool
         Whether the class token is handed on, where the tower has one.
     """
@@ -74,8 +74,8 @@ class VisionZip(Pruner):
     def _parts(self, tokens: VisualTokens, num_keep: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Dominant patches, the place of the class token (none or one), targets, and what is merged into these."""
         score = self.score(tokens)
-        with_class = int(self.class_token and tokens.tower[-2].has_class)
-        contextual = int(self.contextual * num_keep)
+        with_class = int(self.class_token and tokens.tower[-2].has_class and tokens.class_state is not None)
+        contextual = min(int(self.contextual * num_keep), num_keep - with_class)
         patches = highest(score, num_keep - contextual - with_class)
         left = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
         left[patches] = False
