@@ -23,7 +23,7 @@ from adaptprune.hooks import prune
 from adaptprune.hooks.seams import cache as kv
 from adaptprune.hooks.seams import parts
 from adaptprune.methods import make_pruner
-from adaptprune.pruner import budget
+from adaptprune.pruner import Pruner
 
 SIDE = 24
 VISUAL = SIDE * SIDE
@@ -154,12 +154,13 @@ def compare(
                 variant.prefill_ms.append(milliseconds)
                 if report is not None:
                     variant.selection_ms.append(report.selection_ms)
-    bounds = [1.0, *(_bound(p.keep_ratio, p.layer, layers, width) for p in pruners if p)]
+    bounds = [1.0, *(_bound(pruner, layers, width) for pruner in pruners if pruner)]
     return [variant.row(variants[0], bound) for variant, bound in zip(variants, bounds, strict=True)]
 
 
-def _bound(keep_ratio: float, layer: int, layers: int, width: int) -> float:
-    return speedup_bound(TEXT, VISUAL, budget(keep_ratio, VISUAL), layer, layers, width, mlp_width(width))
+def _bound(pruner: Pruner, layers: int, width: int) -> float:
+    counts = {} if pruner.keeps_all else pruner.counts(VISUAL, layers)
+    return speedup_bound(TEXT, VISUAL, counts, layers, width, mlp_width(width))
 
 
 def _prefill(model: Any, inputs: dict[str, Tensor]) -> tuple[float, Any]:

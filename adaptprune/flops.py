@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 #: n tokens, width d, MLP width m; gated MLP, so three matrices; attention counted in full, not halved for causality.
 FORMULA = "FLOPs of one layer over n tokens = 8 n d^2 + 4 n^2 d + 6 n d m"
 
@@ -20,14 +22,15 @@ def prefill_flops(tokens: list[int], hidden_size: int, intermediate_size: int) -
 def speedup_bound(
     text_tokens: int,
     visual_tokens: int,
-    kept: int,
-    layer: int,
+    kept: Mapping[int, int],
     num_layers: int,
     hidden_size: int,
     intermediate_size: int,
 ) -> float:
-    """How much faster the prefill can get at most if `kept` of `visual_tokens` remain from decoder layer `layer` on."""
+    """How much faster the prefill can get at most if, from each decoder layer of `kept` on, so many tokens remain."""
     full = [text_tokens + visual_tokens] * num_layers
-    pruned = full[:layer] + [text_tokens + kept] * (num_layers - layer)
+    pruned = list(full)
+    for layer in sorted(kept):
+        pruned[layer:] = [text_tokens + kept[layer]] * (num_layers - layer)
     sizes = hidden_size, intermediate_size
     return prefill_flops(full, *sizes) / prefill_flops(pruned, *sizes)

@@ -48,6 +48,8 @@ class PruneReport:
     ----------
     method : str
         The pruner's spec string.
+    stages : list of int
+        The decoder layers before which tokens leave.
     samples : list of SampleReport
         One per row of the batch (per beam with beam search).
     kv_lengths : list of int
@@ -69,6 +71,7 @@ class PruneReport:
     """
 
     method: str = ""
+    stages: list[int] = field(default_factory=list)
     samples: list[SampleReport] = field(default_factory=list)
     kv_lengths: list[int] = field(default_factory=list)
     kv_bytes: int = 0
@@ -108,7 +111,8 @@ class PruneReport:
             return "no visual tokens seen yet" if not self.prompts else "the prompt had no image: nothing to prune"
         text = f"kept {self.num_kept} of {self.num_visual} visual tokens"
         if self.num_kept != self.num_asked:
-            text += f" (asked: {self.num_asked})"
+            mean = sum(sample.mean_kept for sample in self.samples)
+            text += f" (asked: {self.num_asked}; mean over layers: {mean:.0f})"
         if self.kv_bytes:
             text += f", KV cache {self.kv_bytes / 2**20:.2f} of {self.kv_bytes_unpruned / 2**20:.2f} MiB"
         text += f", selection {self.selection_ms:.1f} ms"

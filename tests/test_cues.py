@@ -286,4 +286,5 @@ def test_what_was_asked_and_what_was_kept():
     ]
     assert [each.mean_kept for each in report.samples] == [(16 + 2 * 8 + 3 * 4) / 6, 0, 2 * (16 + 2 * 8 + 3 * 4) / 6]
     assert report.to_dict()["num_asked"] == 24
-    assert "kept 12 of 48 visual tokens (asked: 24)" in str(report)
+    assert report.stages == [1, 3]
+    assert "kept 12 of 48 visual tokens (asked: 24; mean over layers: 22)" in str(report)

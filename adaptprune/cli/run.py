@@ -59,7 +59,7 @@ def command(
     print()
     assert answer.new_tokens is not None
     more = answer.new_tokens - 1
-    report = f"{pruner.name} before layer {pruner.layer}: {answer.report}" if pruner else "unpruned"
+    report = f"{pruner.name}{_where(answer.report)}: {answer.report}" if pruner else "unpruned"
     stdout.print(
         f"[dim]{report}; first token {answer.first_token_ms:.0f} ms, then {more} token{'' if more == 1 else 's'} at "
         f"{answer.decode_tokens_per_second:.0f} per second[/]"
@@ -67,6 +67,12 @@ def command(
 
 
 command.__name__ = "run"
+
+
+def _where(report: Any) -> str:
+    """Before which layers tokens leave."""
+    stages = report.stages if report is not None else ()
+    return f" before layer{'' if len(stages) == 1 else 's'} {', '.join(map(str, stages))}" if stages else ""
 
 
 def _check_overlay(overlay: Path | None, image: list[str], pruner: Any) -> None:

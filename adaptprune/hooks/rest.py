@@ -83,6 +83,7 @@ def report_of(call: Call, before: PruneReport, backend: str, notes: list[str], n
             sample.grids.append((int(layout.images[member][0]), rows, columns))
     return PruneReport(
         method=before.method,
+        stages=list(call.state.stages),
         samples=samples,
         kv_lengths=lengths,
         kv_bytes=sum(sizes),
