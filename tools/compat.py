@@ -44,7 +44,8 @@ TESTS = [
     *("tests/test_sequences_threads.py", "tests/test_switching_attention.py", "tests/test_embeddings.py"),
     *("tests/test_embeddings_edges.py", "tests/test_prompt_tuning.py", "tests/test_doctor.py"),
     *("tests/test_hooks_in_use.py", "tests/test_geometry.py", "tests/test_other_memories.py"),
-    *("tests/test_selfcheck.py", "tests/test_front_ends.py"),
+    *("tests/test_selfcheck.py", "tests/test_front_ends.py", "tests/test_cues.py", "tests/test_tower.py"),
+    *("tests/test_tower_attention.py", "tests/test_addons.py"),
 ]
 #: Run each time, besides the locked one and a newer minor release. The first is the lower bound in pyproject.toml.
 ALWAYS = {"5.16.1": "oldest; vLLM 0.33 asks for it or newer, below 5.21", "5.19.0": "what SGLang 0.5.23 asks for"}
