@@ -43,7 +43,7 @@ class Hawk(Pruner):
     def target(self, size: int) -> int:
         if self.num_keep is not None:
             return min(self.num_keep, size)
-        return max(1, math.ceil(round(self.keep_ratio * size, 9)))  # 0.1 * 30 is a little more than 3
+        return max(1, math.ceil(round(self.keep_ratio * size, 9)))  # 0.07 * 100 is a little more than 7
 
     def score(self, tokens: VisualTokens) -> Tensor:
         assert tokens.affinity is not None
