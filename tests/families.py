@@ -65,8 +65,8 @@ SHARING = ("gemma3n", "gemma4")
 FIXED = (*BIDIRECTIONAL, *HYBRID, *SHARING)
 #: reselect=True is refused at the first prompt: layers are handed more than one turn's memory has.
 ANEW_LACKS = {
-    "llama4": "hands on Tensor",  # complex position embeddings
-    "cohere_compass": "hands on NoneType",  # rotary ones for some layers, none for others
+    "llama4": "hands its layers Tensor",  # complex position embeddings
+    "cohere_compass": "hands its layers NoneType",  # rotary ones for some layers, none for others
     "ernie4_5_vl_moe": "moe_mm_token_type_ids",
 }
 #: In stock transformers, rows with pictures depend on one another (positions are taken from the first).

@@ -282,7 +282,7 @@ def test_what_tab_offers(tmp_path, monkeypatch):
 
     assert offers("/re") == ["/reselect ", "/reset "]
     assert offers("/image ph") == ["photo.png ", "photos/"]
-    assert offers("/method fa") == ["fastv"]
+    assert offers("/method fa") == ["fastv", "fastervlm"]
     assert offers("What") == []
 
 

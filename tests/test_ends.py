@@ -34,6 +34,7 @@ PRINTS = {
     "run": ["run", "--prompt", "What is this?", "--image", "example:wood", "--max-new-tokens", "3"],
     "run as JSON": ["run", "--prompt", "What is this?", "--json", "--max-new-tokens", "3"],
     "chat": ["chat", "--max-new-tokens", "3"],
+    "compare": ["compare", "--prompt", "What is this?", "--image", "example:wood", "-m", "grid", "--rounds", "1"],
     **{f"help of {name}": [name, "--help"] for name in ("web", "serve", "gateway", "tabletop", "review")},
 }
 #: Those that need no second to start, for what is the same in all commands.

@@ -1,4 +1,4 @@
-"""Files that commands are asked to write: looked at before anything slow is done, and written whole."""
+"""Files that commands are asked to write: looked at before anything slow is done."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ def check_output(path: Path | None, option: str, suffix: str) -> None:
 
 
 def save_picture(picture: Any, path: Path) -> None:
-    """Write a picture as PNG."""
-    from adaptprune.disk import write_whole
+    """Write a picture as PNG; a failure names the file."""
+    from adaptprune.disk import writing
 
-    write_whole(path, lambda part: picture.save(part, "PNG"))
+    with writing(path):
+        picture.save(path, "PNG")
