@@ -133,7 +133,7 @@ def test_an_overlay_on_a_full_disk_is_named(tmp_path):
     overlay.symlink_to("/dev/full")
     done = shell('"$@"', *PRINTS["run"], "--overlay", str(overlay))
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1] == f"error: [Errno 28] No space left on device: '{overlay}'"
+    assert done.stderr.splitlines()[-1] == f"error: cannot write '{overlay}': No space left on device."
     assert "Traceback" not in done.stderr
 
 
