@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from contextlib import nullcontext
 
 import pytest
@@ -216,3 +217,16 @@ def test_coordinate_tokens_chosen_anew():
         expected = model(**whole).logits[:, -1]
     assert kept == report.samples[0].kept
     assert not far(found, expected)
+
+
+@torch.no_grad()
+def test_a_copy_of_a_model_that_is_served_runs_by_itself():
+    """Copying a model copies its hooks, too: they must not look for what the model's own have noted."""
+    one = specimen("qwen2_5_vl")
+    batch = Batch(one.model, one.processor, one.processor.tokenizer)
+    try:
+        twin, inputs = copy.deepcopy(one.model), one.inputs(1)
+        assert torch.equal(twin(**inputs).logits, one.model(**inputs).logits)
+        assert torch.equal(twin(**inputs).logits, one.model(**inputs).logits)
+    finally:
+        batch.close()

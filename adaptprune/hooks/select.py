@@ -152,22 +152,12 @@ class Selector:
                 self.pruner.target(size) for size in torch.unique(groups, return_counts=True)[1].tolist()
             )
             for group in torch.unique(groups):
-                members = alive[groups[alive] == group]
-                size = int((groups == group).sum())
+                members, size = alive[groups[alive] == group], int((groups == group).sum())
                 num_keep = self.pruner.counts(size, len(self.layers))[stage]
                 if num_keep < members.numel() or self.pruner.adaptive:
-                    memo = call.memos.setdefault((row, int(group)), {})
                     tokens = self.cues.tokens(call, stage, hidden, arguments, row, members)
-                    tokens = replace(tokens, size=size, memo=memo)
-                    if self.explain and stage == self.stages[0]:
-                        call.scores.setdefault(row, []).append((members, self._scores(tokens)))
-                    keep = self._checked(self.pruner.choose(tokens, num_keep), len(tokens), num_keep)
-                    members = members[keep.to(members.device)]
-                    if self.pruner.key_bias:
-                        weigh(call, row, members, self._bias(tokens, keep))
-                    if type(self.pruner).merge is not Pruner.merge:
-                        states = self.pruner.merge(tokens, keep)
-                        call.merged.setdefault(stage, []).append((row, layout.positions[members], states))
+                    memo = call.memos.setdefault((row, int(group)), {})
+                    members = self._stay(call, stage, row, members, replace(tokens, size=size, memo=memo), num_keep)
                 chosen.append(members)
             # the answer is read off the last token, so it stays whatever it is
             chosen.append((layout.positions == ends[row]).nonzero()[:, 0])
@@ -183,6 +173,20 @@ class Selector:
             )
         call.keep(stage, kept)
         call.selection_seconds += time.perf_counter() - start
+
+    def _stay(self, call: Call, stage: int, row: int, members: Tensor, tokens: VisualTokens, num_keep: int) -> Tensor:
+        """The tokens of a group, indices into its row's layout, that the rule keeps; notes what they go on with."""
+        assert call.layouts is not None
+        if self.explain and stage == self.stages[0]:
+            call.scores.setdefault(row, []).append((members, self._scores(tokens)))
+        keep = self._checked(self.pruner.choose(tokens, num_keep), len(tokens), num_keep)
+        members = members[keep.to(members.device)]
+        if self.pruner.key_bias:
+            weigh(call, row, members, self._bias(tokens, keep))
+        if type(self.pruner).merge is not Pruner.merge:
+            states = self.pruner.merge(tokens, keep)
+            call.merged.setdefault(stage, []).append((row, call.layouts[row].positions[members], states))
+        return members
 
     def _scores(self, tokens: VisualTokens) -> Tensor:
         """How the rule ranks tokens, (N,) on the CPU; nan where it has no rank."""

@@ -231,10 +231,9 @@ def install_masks(found: Parts) -> Callable[[], None]:
         layer.register_forward_pre_hook(partial(before, index), with_kwargs=True)
         for index, layer in enumerate(found.layers)
     ]
-    hooks.append(found.decoder.register_forward_pre_hook(lambda *_: noted.clear()))
-    for maker in makers(found.decoder):
-        hooks.append(maker.register_forward_pre_hook(noted.begin, with_kwargs=True))
-        hooks.append(maker.register_forward_hook(lambda module, args, output: noted.end(output)))
+    # its own methods, so that a copy of the model has a copy of them
+    hooks.append(found.decoder.register_forward_pre_hook(noted.clear))
+    hooks += [maker.register_forward_hook(noted.saw, with_kwargs=True) for maker in makers(found.decoder)]
 
     def remove() -> None:
         for hook in hooks:

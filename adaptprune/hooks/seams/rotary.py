@@ -89,7 +89,7 @@ class Noted:
     def __init__(self) -> None:
         self._made: list[Made] = []
 
-    def clear(self) -> None:
+    def clear(self, *_: Any) -> None:
         """A forward begins."""
         self._made.clear()
 
@@ -100,6 +100,10 @@ class Noted:
     def end(self, output: Any) -> None:
         """The last call has returned."""
         self._made[-1].output = output
+
+    def saw(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
+        """A module was called and has returned: a hook behind it."""
+        self._made.append(Made(module, args, dict(kwargs), output))
 
     @property
     def positions(self) -> Any:
