@@ -127,7 +127,10 @@ def test_command(run, tmp_path):
     assert told.returncode == 0, told.stderr
     assert re.search(r"adaptprune .*orange .*57 of 576", told.stdout)
     assert Image.open(pictures[0]).width > 4 * WIDE
-    assert pictures[1].read_text().startswith("<!doctype html>")
+    written = pictures[1].read_text()
+    assert written.startswith("<!doctype html>")
+    assert "unpruned" in written
+    assert "/assets" not in written  # no folder of this machine
     told = run(*words, "--json")
     found = json.loads(told.stdout)
     assert [row["method"] for row in found["rules"]] == ["none", "adaptprune", "fastv", "random"]

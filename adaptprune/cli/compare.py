@@ -92,5 +92,5 @@ def _show(rows: Sequence[Compared]) -> None:
         cells = [f"{each['median']:.0f} ms" if each else "-" for each in (times["first_token_ms"], times["total_ms"])]
         kept = f"{row.kept[0]} of {row.kept[1]}" if row.kept else "-" if row.error else "all"
         text = row.error or (row.answer.text if row.answer is not None else "")
-        table.add_row(escape(row.method), escape(text), kept, *cells)
+        table.add_row(escape(row.title), escape(text), kept, *cells)
     stdout.print(table)

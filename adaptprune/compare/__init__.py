@@ -47,6 +47,11 @@ class Compared:
     error: str | None = None
 
     @property
+    def title(self) -> str:
+        """What it is called, for people."""
+        return "unpruned" if self.method == NONE else self.method
+
+    @property
     def kept(self) -> tuple[int, int] | None:
         """Visual tokens that were kept, and all of them; None if none was up for choice."""
         if self.answer is None or self.answer.visual_tokens is None or self.answer.visual_tokens_kept is None:

@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Sequence
+from pathlib import Path
 
 from PIL import Image
 
@@ -32,7 +33,7 @@ def page(rows: Sequence[Compared], prompt: str, images: Sequence[Image.Image], m
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<title>Rules compared</title>"
         f"<style>{STYLE}</style></head><body><h1>{html.escape(prompt)}</h1>"
-        f"<p><small>{html.escape(model)}. Bright patches were kept; in the maps, the lighter, the higher a rule ranked "
+        f"<p><small>{html.escape(_named(model))}. Bright patches were kept; in the maps, the lighter, the higher a rule ranked "
         "a patch. Times are medians on the machine at hand.</small></p>"
         f"<main><article><h2>the question's picture</h2>{asked}</article>"
         + "".join(map(_article, rows))
@@ -40,8 +41,13 @@ def page(rows: Sequence[Compared], prompt: str, images: Sequence[Image.Image], m
     )
 
 
+def _named(model: str) -> str:
+    """A name of the hub as it is, of a folder its last part alone: pages are handed on."""
+    return Path(model).name if Path(model).is_dir() else model
+
+
 def _article(row: Compared) -> str:
-    parts = [f"<h2>{html.escape(row.method)}</h2>"]
+    parts = [f"<h2>{html.escape(row.title)}</h2>"]
     if row.error is not None or row.answer is None:
         parts.append(f'<p class="error">{html.escape(row.error or "no answer")}</p>')
     else:

@@ -49,7 +49,7 @@ def _column(row: Compared, images: Sequence[Image.Image]) -> tuple[Image.Image, 
 
 
 def _caption(row: Compared) -> Image.Image:
-    lines = [_words(row.method, WIDE, TEXT, INK)]
+    lines = [_words(row.title, WIDE, TEXT, INK)]
     if row.error is not None or row.answer is None:
         lines.append(_words(row.error or "no answer", WIDE, SMALL, RED))
     else:
