@@ -33,8 +33,8 @@ def page(rows: Sequence[Compared], prompt: str, images: Sequence[Image.Image], m
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<title>Rules compared</title>"
         f"<style>{STYLE}</style></head><body><h1>{html.escape(prompt)}</h1>"
-        f"<p><small>{html.escape(_named(model))}. Bright patches were kept; in the maps, the lighter, the higher a rule ranked "
-        "a patch. Times are medians on the machine at hand.</small></p>"
+        f"<p><small>{html.escape(_named(model))}. Bright patches were kept; in the maps, the lighter, the higher a "
+        "rule ranked a patch. Times are medians on the machine at hand.</small></p>"
         f"<main><article><h2>the question's picture</h2>{asked}</article>"
         + "".join(map(_article, rows))
         + "</main></body></html>\n"
