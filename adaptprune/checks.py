@@ -27,6 +27,13 @@ def not_negative(name: str, value: Any) -> None:
         raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a number, 0 or more.")
 
 
+def finite_not_negative(name: str, value: Any) -> None:
+    """0 or a finite number above it."""
+    not_negative(name, value)
+    if value == math.inf:
+        raise AdaptPruneError(f"{name}={value!r} is not allowed: it must be a finite number, 0 or more.")
+
+
 def fraction(name: str, value: Any) -> None:
     """A number from 0 to 1, both included."""
     if not _is_number(value) or not 0 <= value <= 1:

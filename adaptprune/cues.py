@@ -183,11 +183,6 @@ _PER_TOKEN = {
 }
 
 
-def mean_rows(rows: Tensor) -> Tensor:
-    """The mean over heads of attention, (H, N) or (H, T, N), in float32: (N,) or (T, N)."""
-    return rows.float().mean(dim=0)
-
-
 def is_constant(values: Tensor) -> bool:
     """Whether values differ by rounding at most."""
     low, high = torch.aminmax(values)

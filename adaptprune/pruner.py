@@ -28,9 +28,21 @@ def budget(keep_ratio: float, num_visual: int) -> int:
     return max(1, math.floor(keep_ratio * num_visual))
 
 
+def ranked(scores: Tensor) -> Tensor:
+    """Places of scores, the highest first, (N,) int64; of equals, the lower index first."""
+    return torch.sort(scores, descending=True, stable=True).indices
+
+
 def highest(scores: Tensor, count: int) -> Tensor:
     """Places of the highest scores, (count,) int64, ascending; of equals, those of lower index."""
-    return torch.sort(scores, descending=True, stable=True).indices[:count].sort().values
+    return ranked(scores)[:count].sort().values
+
+
+def others(taken: Tensor, size: int) -> Tensor:
+    """The places of `size` that are not `taken`, int64, ascending."""
+    left = torch.ones(size, dtype=torch.bool, device=taken.device)
+    left[taken] = False
+    return left.nonzero()[:, 0]
 
 
 def coordinate_tokens(tokens: VisualTokens, share: float) -> Tensor:
@@ -190,9 +202,7 @@ class Pruner:
                 f"coordinate_tokens={self.coordinate_tokens} always keeps {len(always)} of {len(tokens)} tokens, and "
                 f"{num_keep} were asked for: use a smaller fraction, or keep more."
             )
-        others = torch.ones(len(tokens), dtype=torch.bool, device=always.device)
-        others[always] = False
-        open_ = others.nonzero()[:, 0]
+        open_ = others(always, len(tokens))
         picked = self.select(tokens.subset(open_), num_keep - len(always))
         return torch.cat([always, open_[picked.to(open_.device)]]).sort().values
 

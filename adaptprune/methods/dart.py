@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
 from adaptprune.ops.vectors import cosines
-from adaptprune.pruner import Pruner, highest
+from adaptprune.pruner import Pruner, highest, ranked
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,4 @@ class DART(Pruner):
 
 def _largest(keys: Tensor, count: int) -> Tensor:
     """Places of the keys of largest L1 norm, the largest first; of equals the lower index."""
-    norms = keys.double().abs().sum(dim=1)
-    return torch.sort(norms, descending=True, stable=True).indices[:count]
+    return ranked(keys.double().abs().sum(dim=1))[:count]

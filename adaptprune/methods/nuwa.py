@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
 from adaptprune.methods.similar import tower_attention
-from adaptprune.pruner import Pruner, highest
+from adaptprune.pruner import Pruner, highest, others, ranked
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Nuwa(Pruner):
         score = self.score(tokens)
         places = torch.cat([tokens.coords[:, :1], tokens.coords[:, 1:] // self.region], dim=1).to(score.device)
         _, regions = torch.unique(places, dim=0, return_inverse=True)
-        order = torch.sort(score, descending=True, stable=True).indices
+        order = ranked(score)
         grouped = order[torch.sort(regions[order], stable=True).indices]  # region by region, the best first
         counts = torch.bincount(regions)
         starts = (counts.cumsum(0) - counts)[regions[grouped]]
@@ -63,7 +63,5 @@ class Nuwa(Pruner):
         if len(first) >= num_keep:
             first = first.sort().values
             return first[highest(score[first], num_keep)]
-        rest = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
-        rest[first] = False
-        others = rest.nonzero()[:, 0]
-        return torch.cat([first, others[highest(score[others], num_keep - len(first))]]).sort().values
+        rest = others(first, len(tokens))
+        return torch.cat([first, rest[highest(score[rest], num_keep - len(first))]]).sort().values

@@ -12,7 +12,7 @@ from adaptprune.checks import whole
 from adaptprune.cues import VisualTokens
 from adaptprune.errors import AdaptPruneError
 from adaptprune.ops.vectors import directions
-from adaptprune.pruner import Pruner, highest
+from adaptprune.pruner import Pruner, highest, others
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,7 @@ class PruMerge(Pruner):
         merged = hidden[stay] + share @ hidden
         states = hidden.clone()
         states[stay] = merged
-        gone = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
-        gone[stay] = False
+        gone = others(stay, len(tokens))
         states[self._extra(score, stay)] = score[gone] @ hidden[gone]
         return states[keep].to(tokens.hidden.dtype)
 
@@ -97,10 +96,8 @@ class PruMerge(Pruner):
     @staticmethod
     def _extra(score: Tensor, stay: Tensor) -> Tensor:
         """The dropped token of highest attention, (1,)."""
-        left = torch.ones(len(score), dtype=torch.bool, device=score.device)
-        left[stay] = False
-        others = left.nonzero()[:, 0]
-        return others[highest(score[others], 1)]
+        left = others(stay, len(score))
+        return left[highest(score[left], 1)]
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptprune.checks import not_negative
+from adaptprune.checks import finite_not_negative
 from adaptprune.cues import VisualTokens
-from adaptprune.errors import AdaptPruneError
 from adaptprune.methods.similar import tower_attention
 from adaptprune.ops import facility_location
 from adaptprune.pruner import Pruner
@@ -41,9 +39,7 @@ class Scope(Pruner):
     cost: ClassVar[str] = "O(N^2 (D + M))"
 
     def __post_init__(self) -> None:
-        not_negative("alpha", self.alpha)
-        if math.isinf(self.alpha):
-            raise AdaptPruneError("alpha=inf is not allowed: it must be a finite number, 0 or more.")
+        finite_not_negative("alpha", self.alpha)
         super().__post_init__()
 
     @property

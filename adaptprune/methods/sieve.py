@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptprune.checks import fraction, whole
 from adaptprune.cues import VisualTokens
 from adaptprune.ops.vectors import directions
-from adaptprune.pruner import Pruner, highest
+from adaptprune.pruner import Pruner, highest, ranked
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def suppressed(scores: Tensor, residual: Tensor, count: int) -> Tensor:
     Scores only fall, so a token that began low matters only once the best has fallen as low: cosines are worked out
     for the first few, then for twice as many, until the last pick is above all that were left out.
     """
-    order = torch.sort(scores, descending=True, stable=True).indices
+    order = ranked(scores)
     reach = 2 * count
     while True:
         part = order[:reach].sort().values
@@ -109,9 +109,9 @@ def _greedy(scores: Tensor, unit: Tensor, count: int, bound: float) -> Tensor | 
     free = torch.ones_like(scores, dtype=torch.bool)
     picks: list[Tensor] = []
     for _ in range(count):
-        ranked = scores.masked_fill(~free, -1)
-        best = ranked.argmax()
-        if float(ranked[best]) <= bound:
+        open_ = scores.masked_fill(~free, -1)
+        best = open_.argmax()
+        if float(open_[best]) <= bound:
             return None
         picks.append(best)
         free[best] = False

@@ -14,7 +14,7 @@ from adaptprune.checks import fraction
 from adaptprune.cues import ROUNDING, VisualTokens
 from adaptprune.methods.schedules import Staged, check_layers
 from adaptprune.ops.density_peaks import density_peaks
-from adaptprune.pruner import coordinate_tokens, highest
+from adaptprune.pruner import coordinate_tokens, highest, others, ranked
 
 #: Visual tokens of the published counts.
 PUBLISHED_SIZE = 576
@@ -117,7 +117,7 @@ class SparseVLM(Staged):
         if not clusters:
             none = torch.empty(0, dtype=torch.int64, device=scores.device)
             return _Split(highest(scores, num_keep), none, none, none)
-        order = torch.sort(scores, descending=True, stable=True).indices
+        order = ranked(scores)
         best = num_keep - clusters
         candidates = order[best : best + pool].sort().values
         return _Split(order[:best], candidates, *density_peaks(tokens.hidden[candidates], clusters))
@@ -127,7 +127,7 @@ class SparseVLM(Staged):
         free, seen = torch.arange(len(tokens), device=keep.device), tokens
         if self.coordinate_tokens:  # as `choose` did
             always = coordinate_tokens(tokens, self.coordinate_tokens).to(keep.device)
-            free = free[torch.isin(free, always, invert=True)]
+            free = others(always, len(tokens))
             seen = tokens.subset(free)
         split = self._split(seen, len(keep) - (len(tokens) - len(seen)))
         if split.centres.numel():

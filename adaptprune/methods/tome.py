@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adaptprune.cues import VisualTokens
 from adaptprune.ops.vectors import directions
-from adaptprune.pruner import Pruner
+from adaptprune.pruner import Pruner, ranked
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class ToMe(Pruner):
             unit = directions(sums)
             alike, partner = (unit[even] @ unit[odd].T).max(dim=1)
             count = min(len(alive) - num_keep, len(even))
-            strongest = torch.sort(alike, descending=True, stable=True).indices[:count]
+            strongest = ranked(alike)[:count]
             gone, into = even[strongest], odd[partner[strongest]]
             sums = sums.index_add(0, into, sums[gone])
             moved = torch.arange(len(sums), device=sums.device)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from adaptprune.checks import not_negative
+from adaptprune.checks import finite_not_negative
 from adaptprune.cues import VisualTokens
-from adaptprune.errors import AdaptPruneError
 from adaptprune.methods.schedules import check_layers, scaled
 from adaptprune.methods.similar import tower_attention
 from adaptprune.ops import balanced
@@ -55,9 +53,7 @@ class TOPS(Pruner):
     def __post_init__(self) -> None:
         check_layers(self.layers, count=2)
         for option in ("alpha", "coverage"):
-            not_negative(option, getattr(self, option))
-            if math.isinf(getattr(self, option)):
-                raise AdaptPruneError(f"{option}=inf is not allowed: it must be a finite number, 0 or more.")
+            finite_not_negative(option, getattr(self, option))
         super().__post_init__()
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 from adaptprune.checks import fraction
 from adaptprune.cues import VisualTokens
 from adaptprune.ops.vectors import directions
-from adaptprune.pruner import Pruner, highest
+from adaptprune.pruner import Pruner, highest, others
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class VisionZip(Pruner):
         return torch.cat([patches, carrier, targets]).sort().values
 
     def merge(self, tokens: VisualTokens, keep: Tensor) -> Tensor:
-        patches, carrier, targets, others = self._parts(tokens, keep.numel())
+        patches, carrier, targets, left = self._parts(tokens, keep.numel())
         hidden = tokens.hidden
         merged = hidden[targets].double()
-        if len(targets) and len(others):
+        if len(targets) and len(left):
             keys = directions(tokens.tower[-2].keys.detach().double().mean(dim=0))
-            nearest = (keys[others] @ keys[targets].T).argmax(dim=1)
+            nearest = (keys[left] @ keys[targets].T).argmax(dim=1)
             counts = torch.bincount(nearest, minlength=len(targets)).clamp_min(1)
-            sums = torch.zeros_like(merged).index_add_(0, nearest, hidden[others].double())
+            sums = torch.zeros_like(merged).index_add_(0, nearest, hidden[left].double())
             merged = merged + sums / counts[:, None]
         front = [tokens.class_state[None].to(hidden)] if len(carrier) and tokens.class_state is not None else []
         return torch.cat([*front, hidden[patches], merged.to(hidden.dtype)])
@@ -77,11 +77,8 @@ class VisionZip(Pruner):
         with_class = int(self.class_token and tokens.tower[-2].has_class and tokens.class_state is not None)
         contextual = min(int(self.contextual * num_keep), num_keep - with_class)
         patches = highest(score, num_keep - contextual - with_class)
-        left = torch.ones(len(tokens), dtype=torch.bool, device=score.device)
-        left[patches] = False
-        rest = left.nonzero()[:, 0]
+        rest = others(patches, len(tokens))
         targets = rest[:: max(1, len(rest) // contextual)][:contextual] if contextual else rest[:0]
-        left[targets] = False
-        others = left.nonzero()[:, 0]
-        carrier = others[highest(score[others], with_class)]
-        return patches, carrier, targets, others
+        left = others(torch.cat([patches, targets]), len(tokens))
+        carrier = left[highest(score[left], with_class)]
+        return patches, carrier, targets, left

@@ -12,7 +12,7 @@ from adaptprune.checks import fraction
 from adaptprune.cues import VisualTokens
 from adaptprune.methods.similar import tower_attention
 from adaptprune.ops.vectors import directions
-from adaptprune.pruner import Pruner
+from adaptprune.pruner import Pruner, ranked
 
 STEP = 8  # tokens that are left out at a time
 NEAR = 64  # neighbours of each token that are looked through before all are
@@ -55,7 +55,7 @@ class VisPruner(Pruner):
 
     def select(self, tokens: VisualTokens, num_keep: int) -> Tensor:
         assert tokens.features is not None
-        order = torch.sort(self.score(tokens), descending=True, stable=True).indices
+        order = ranked(self.score(tokens))
         count = int(num_keep * self.important)
         features, listed = directions(tokens.features), order[count:]
         cosine = features @ features.T
@@ -66,8 +66,7 @@ class VisPruner(Pruner):
                 listed = even[: len(even) - excess]
                 break
             alike = _likest(cosine, near, even, odd)
-            ranked = torch.sort(alike, descending=True, stable=True).indices
-            listed = torch.cat([even[ranked[min(STEP, excess) :]], odd])
+            listed = torch.cat([even[ranked(alike)[min(STEP, excess) :]], odd])
         return torch.cat([order[:count], listed]).sort().values
 
 

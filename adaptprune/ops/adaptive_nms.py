@@ -5,32 +5,12 @@ An explicit backend fails loudly; "auto" takes the fastest that can run.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from adaptprune.checks import not_negative, positive, whole
 from adaptprune.errors import AdaptPruneError
-from adaptprune.ops.inputs import into_range
-from adaptprune.registry import did_you_mean
-
-
-def _reference(*args: object) -> Tensor:
-    from adaptprune.ops import reference
-
-    return reference.adaptive_nms(*args)  # type: ignore[arg-type]
-
-
-def _numba(*args: object) -> Tensor:
-    # imported on first use: numba takes half a second
-    from adaptprune.ops import numba_cpu
-
-    return numba_cpu.adaptive_nms(*args)  # type: ignore[arg-type]
-
-
-BACKENDS: dict[str, Callable[..., Tensor]] = {"reference": _reference, "numba": _numba}
-AUTO = "numba"
+from adaptprune.ops.inputs import into_range, module_of
 
 
 def adaptive_nms(
@@ -79,12 +59,13 @@ def adaptive_nms(
     AdaptPruneError
         A ValueError that names the argument, its value and what is allowed.
     """
-    if backend not in ("auto", *BACKENDS):
-        raise AdaptPruneError(f"unknown backend {backend!r}.{did_you_mean(str(backend), ['auto', *BACKENDS])}")
+    run = module_of(backend, "reference", "numba_cpu")
     _check_tensors(scores, keys, coords)
     _check_numbers(scores.shape[1], num_keep, distance_limit, distance_sigma, similarity_sigma)
-    run = BACKENDS[AUTO if backend == "auto" else backend]
-    return run(scores, into_range(keys), coords, num_keep, distance_limit, distance_sigma, similarity_sigma)
+    kept: Tensor = run.adaptive_nms(
+        scores, into_range(keys), coords, num_keep, distance_limit, distance_sigma, similarity_sigma
+    )
+    return kept
 
 
 def _check_tensors(scores: Tensor, keys: Tensor, coords: Tensor) -> None:

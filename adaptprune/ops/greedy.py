@@ -10,9 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from adaptprune.checks import not_negative, one_of, positive, whole
+from adaptprune.checks import finite_not_negative, not_negative, one_of, positive, whole
 from adaptprune.errors import AdaptPruneError
-from adaptprune.ops.inputs import backend_of, batched, into_range, per_token
+from adaptprune.ops.inputs import batched, into_range, module_of, per_token
 
 #: Values count as equal if they differ by no more than this fraction of the largest that they could have been.
 TIE = 1e-12
@@ -77,14 +77,9 @@ def dpp(
     if unit and kernel is not None:
         raise AdaptPruneError("unit=True is not allowed with kernel: it divides factors by their norms.")
     whole("num_keep", num_keep, 1, rows.shape[1])
-    not_negative("ridge", ridge)
-    if ridge == float("inf"):
-        raise AdaptPruneError("ridge=inf is not allowed: it must be a finite number, 0 or more.")
+    finite_not_negative("ridge", ridge)
     each = per_token("quality", quality, given)
-    if backend_of(backend) == "reference":
-        from adaptprune.ops import greedy_reference as run
-    else:
-        from adaptprune.ops import numba_dpp as run  # type: ignore[no-redef]
+    run = module_of(backend, "greedy_reference", "numba_dpp")
     kept = run.dpp(into_range(rows) if unit else rows, each, num_keep, kernel is not None, unit, float(ridge))
     return _given_back(kept, given, single)
 
@@ -126,10 +121,7 @@ def max_min(
     whole("num_keep", num_keep, 1, rows.shape[1])
     one_of("seed", seed, SEEDS)
     each = per_token("quality", quality, features)
-    if backend_of(backend) == "reference":
-        from adaptprune.ops import greedy_reference as run
-    else:
-        from adaptprune.ops import numba_max_min as run  # type: ignore[no-redef]
+    run = module_of(backend, "greedy_reference", "numba_max_min")
     return _given_back(run.max_min(into_range(rows), each, num_keep, seed), features, single)
 
 
@@ -184,10 +176,7 @@ def facility_location(
     scale = per_token("relevance", relevance, features) ** alpha
     if not bool(torch.isfinite(scale).all()):
         raise AdaptPruneError(f"alpha={alpha} is not allowed: a relevance to this power is infinite.")
-    if backend_of(backend) == "reference":
-        from adaptprune.ops import greedy_reference as run
-    else:
-        from adaptprune.ops import numba_facility as run  # type: ignore[no-redef]
+    run = module_of(backend, "greedy_reference", "numba_facility")
     return _given_back(
         run.facility_location(into_range(rows), weight, scale, num_keep, shifted, float(width)), features, single
     )
@@ -232,15 +221,10 @@ def balanced(
     """
     rows, single = batched("features", features)
     whole("num_keep", num_keep, 1, rows.shape[1])
-    for name, value in (("diversity", diversity), ("coverage", coverage)):
-        not_negative(name, value)
-        if value == float("inf"):
-            raise AdaptPruneError(f"{name}=inf is not allowed: it must be a finite number, 0 or more.")
+    finite_not_negative("diversity", diversity)
+    finite_not_negative("coverage", coverage)
     each = per_token("relevance", relevance, features)
-    if backend_of(backend) == "reference":
-        from adaptprune.ops import greedy_reference as run
-    else:
-        from adaptprune.ops import numba_facility as run  # type: ignore[no-redef]
+    run = module_of(backend, "greedy_reference", "numba_facility")
     kept = run.balanced(into_range(rows), each, num_keep, float(diversity), float(coverage))
     return _given_back(kept, features, single)
 

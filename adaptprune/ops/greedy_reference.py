@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adaptprune.ops.greedy import SPANNED, TIE
 from adaptprune.ops.inputs import finite
+from adaptprune.ops.vectors import directions
 
 LOWEST = -torch.inf
 
@@ -132,5 +133,5 @@ def over(values: Tensor, mean: Tensor, floor: float = 0.0) -> Tensor:
 
 def _unit(name: str, rows: Tensor) -> Tensor:
     """Rows of length 1, in float64; zeros stay zeros."""
-    norm = finite(name, rows.norm(dim=1))[:, None]
-    return torch.where(norm > 0, rows / torch.where(norm > 0, norm, 1), 0)
+    finite(name, rows.norm(dim=1))
+    return directions(rows)

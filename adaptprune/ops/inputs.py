@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from adaptprune.checks import one_of
 from adaptprune.errors import AdaptPruneError
 
-#: Besides "auto", which is the fastest: what each of the greedy kernels can run on.
-GREEDY_BACKENDS = ("reference", "numba")
+#: What a kernel can run on, besides "auto", which is the fastest.
+BACKENDS = ("reference", "numba")
 
 
 def into_range(rows: Tensor) -> Tensor:
@@ -23,10 +26,10 @@ def into_range(rows: Tensor) -> Tensor:
     return torch.ldexp(rows, -exponent)
 
 
-def backend_of(backend: str) -> str:
-    """The backend that runs."""
-    one_of("backend", backend, ("auto", *GREEDY_BACKENDS))
-    return "numba" if backend == "auto" else backend
+def module_of(backend: str, reference: str, numba: str) -> Any:
+    """The module of this room that runs, imported on first use: numba takes half a second."""
+    one_of("backend", backend, ("auto", *BACKENDS))
+    return importlib.import_module(f"adaptprune.ops.{reference if backend == 'reference' else numba}")
 
 
 def batched(name: str, rows: Tensor, square: bool = False) -> tuple[Tensor, bool]:
