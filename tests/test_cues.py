@@ -14,31 +14,9 @@ from adaptprune.hooks.cues import REMEMBERED
 from adaptprune.testing.oracle import attends, decoder_layers
 from adaptprune.testing.zoo import SPECIMENS
 from tests.families import first_layer_of, specimen
+from tests.spy import SHOWN, Spy
 
-DECODER_CUES = (
-    "attention", "rows", "next_attention", "rotated_keys", "text_hidden", "previous_hidden", "final", "features",
-    "affinity",
-)  # fmt: skip
 NAMES = list(SPECIMENS)
-
-
-@dataclass(frozen=True)
-class Spy(Pruner):
-    """Keeps the first tokens, and what it was shown."""
-
-    cue: str = "rows"
-    name = "spy"
-
-    @property
-    def needs(self):
-        return frozenset(self.cue.split("+"))
-
-    def select(self, tokens, num_keep):
-        SHOWN.append(tokens)
-        return torch.arange(num_keep)
-
-
-SHOWN: list = []
 
 
 def shown(one, cue, layer, *counts, **options):

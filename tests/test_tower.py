@@ -11,7 +11,8 @@ from adaptprune.hooks import tower
 from adaptprune.hooks.tower import supports
 from adaptprune.testing.zoo import SPECIMENS
 from tests.families import specimen
-from tests.towers import SHOWN, shown, spying, stack_of
+from tests.spy import SHOWN
+from tests.towers import shown, spying, stack_of
 
 #: No tower whose attention can be looked at: convolutions, timm's, attention with biases of its own, or no encoder.
 WITHOUT = ("gemma3n", "gemma4_unified", "fast_vlm", "perception_lm", "got_ocr2")

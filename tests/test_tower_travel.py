@@ -14,8 +14,9 @@ from adaptprune.hooks.seams.parts import handed_ahead, parts_of
 from adaptprune.hooks.sharing import Encoded
 from tests.embedded import merged
 from tests.families import specimen
+from tests.spy import SHOWN, Spy
 from tests.test_video import FRAMES, video_inputs
-from tests.towers import SHOWN, Spy, same, shown, spying, stack_of
+from tests.towers import same, shown, spying, stack_of
 
 ALL = "tower:-2+tower:-1+projector"
 SOME = pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_5_vl", "internvl"])

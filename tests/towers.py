@@ -1,38 +1,18 @@
-"""A rule that keeps what it was shown, and what the tests of the tower's cues share."""
+"""What the tests of the tower's cues share."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 import adaptprune
-from adaptprune import Pruner
 from adaptprune.cues import VisualTokens
 from adaptprune.hooks.seams import towers
 from adaptprune.hooks.seams.parts import parts_of
 from tests.families import first_layer_of
-
-
-@dataclass(frozen=True)
-class Spy(Pruner):
-    """Keeps the first tokens, and what it was shown."""
-
-    cue: str = "tower:-1"
-    name = "spy"
-
-    @property
-    def needs(self):
-        return frozenset(self.cue.split("+"))
-
-    def select(self, tokens, num_keep):
-        SHOWN.append(tokens)
-        return torch.arange(num_keep)
-
-
-SHOWN: list[VisualTokens] = []
+from tests.spy import SHOWN, Spy
 
 
 def spying(one: Any, cue: str, **options: Any) -> Any:

@@ -59,6 +59,8 @@ class Cues:
         count = len(found.layers)
         self._count, self._pruner = count, pruner
         self.at = {stage: pruner.cues(stage, count) for stage in pruner.stages(count)}
+        #: The cues of all stages.
+        self.all: frozenset[str] = frozenset().union(*self.at.values())
         self.tower = Tower(found, self.all)
 
     def asked(self, stage: int) -> frozenset[str]:
@@ -66,14 +68,9 @@ class Cues:
         return self.at[stage] if stage in self.at else self._pruner.cues(stage, self._count)
 
     @property
-    def all(self) -> frozenset[str]:
-        """The cues of all stages."""
-        return frozenset().union(*self.at.values())
-
-    @property
     def first(self) -> int | None:
         """The first layer whose incoming states are noted; None if none's are."""
-        wanted = [0 for cues in self.at.values() if cues & {"features", "affinity"}]
+        wanted = [0] if self.all & {"features", "affinity"} else []
         wanted += [stage - 1 for stage, cues in self.at.items() if "previous_hidden" in cues]
         return min(wanted, default=None)
 
@@ -152,13 +149,12 @@ class Cues:
         """
         if not call.chooses:
             return
-        for stage, cues in self.at.items():
-            if not layer and "features" in cues:
-                call.seen["features", 0] = hidden, call.rows_at(0)
-            if not layer and "affinity" in cues and ("affinity", 0) not in call.seen:
-                call.seen["affinity", 0] = affinity(call, self._layers[0], hidden, arguments)
-            if layer == stage - 1 and "previous_hidden" in cues:
-                call.seen["previous_hidden", layer] = hidden, call.rows_at(layer)
+        if not layer and "features" in self.all:
+            call.seen["features", 0] = hidden, call.rows_at(0)
+        if not layer and "affinity" in self.all:
+            call.seen["affinity", 0] = affinity(call, self._layers[0], hidden, arguments)
+        if "previous_hidden" in self.at.get(layer + 1, ()):
+            call.seen["previous_hidden", layer] = hidden, call.rows_at(layer)
 
     # -- cutting them
 
@@ -196,8 +192,7 @@ class Cues:
         if "raw_keys" in asked:
             found["keys"] = key_projection(self._layers[stage])(states).to(hidden.device)
         if "next_attention" in asked:
-            mask = narrow_mask(call, stage, arguments.get(calls.MASK), backend(self._decoder))
-            whole = next_attention(call, stage, self._layers[stage], hidden, arguments, mask, row)
+            whole = self._next_attention(call, stage, hidden, arguments)[row]
             found["next_attention"] = whole[:, cut.slots(rows).to(whole.device)].to(hidden.device)
         if "rotary" in asked:
             found["rotary"] = cut.rotary(arguments, stage)
@@ -205,6 +200,15 @@ class Cues:
         found.update(self.tower.gather(asked, layout, members, hidden.device))
         coords = layout.coords[members].to(hidden.device)
         return VisualTokens(states, coords, layer=stage, num_layers=self._count, **found)
+
+    def _next_attention(self, call: Call, stage: int, hidden: Tensor, arguments: dict[str, Any]) -> list[Tensor]:
+        """See `next_attention`: by row, worked out for the first group of a stage that asks."""
+        if ("next_attention", stage) not in call.seen:
+            mask = narrow_mask(call, stage, arguments.get(calls.MASK), backend(self._decoder))
+            found = next_attention(call, stage, self._layers[stage], hidden, arguments, mask)
+            call.seen["next_attention", stage] = found
+        lines: list[Tensor] = call.seen["next_attention", stage]
+        return lines
 
     def _captured(self, call: Call, stage: int, asked: frozenset[str], cut: _Cut) -> dict[str, Any]:
         """The cues that were seen before, cut."""

@@ -239,7 +239,7 @@ class Forwards:
 
     def after_rotary(self, module: nn.Module, args: Any, output: Any) -> None:
         if self._running.call is not None and output is not None:
-            self._running.call.noted.end(output)
+            self._running.call.noted.end(module, args, output)
 
     # -- the layers -------------------------------------------------------------------------------------------------
 

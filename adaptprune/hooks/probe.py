@@ -68,9 +68,9 @@ def _visible(call: Call, layer: int, watched: Watched, asked: Tensor, slots: Ten
 
 
 def next_attention(
-    call: Call, layer: int, module: nn.Module, hidden: Tensor, arguments: Any, mask: Any, row: int
-) -> Tensor:
-    """The last prompt token's probabilities, (H, S), as a layer that has yet to run would have them.
+    call: Call, layer: int, module: nn.Module, hidden: Tensor, arguments: Any, mask: Any
+) -> list[Tensor]:
+    """By sample, the last prompt token's probabilities, (H, S), as a layer that has yet to run would have them.
 
     Parameters
     ----------
@@ -82,17 +82,15 @@ def next_attention(
         Its other arguments, of all tokens of the forward.
     mask
         The attention mask, of what it holds.
-    row : int
-        Of the batch.
     """
     rows = call.rows_at(layer)
     rows = call.all_rows() if rows is None else rows
     seen = peek(attention_of(module), normalised(module, hidden), _narrowed(arguments, rows))._replace(mask=mask)
-    lines, asked = slice(row, row + 1), call.last_row()[row : row + 1, None]
-    slot = places(rows[lines], call.length).gather(1, asked)
-    logits = seen.logits(take(seen.query[lines].transpose(1, 2), slot), seen.key[lines])[0, :, 0]  # (H, S)
-    visible = _visible(call, layer, seen, asked, slot, lines)[0, 0, -logits.shape[1] :]
-    return torch.softmax(logits + visible.to(logits.device), dim=-1)
+    asked = call.last_row()[:, None]
+    slots = places(rows, call.length).gather(1, asked)
+    logits = seen.logits(take(seen.query.transpose(1, 2), slots), seen.key)[:, :, 0]  # (B, H, S)
+    visible = _visible(call, layer, seen, asked, slots, slice(None))[:, 0, -logits.shape[-1] :]
+    return list(torch.softmax(logits + visible[:, None].to(logits.device), dim=-1))
 
 
 def affinity(call: Call, module: nn.Module, hidden: Tensor, arguments: Any) -> list[Tensor]:

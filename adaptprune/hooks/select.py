@@ -148,15 +148,14 @@ class Selector:
         for row, (layout, alive) in enumerate(zip(call.layouts, call.alive, strict=True)):
             chosen = [alive[:0]]
             groups = self.pruner.groups(layout.images, layout.coords)
-            call.asked[row] = sum(
-                self.pruner.target(size) for size in torch.unique(groups, return_counts=True)[1].tolist()
-            )
-            for group in torch.unique(groups):
-                members, size = alive[groups[alive] == group], int((groups == group).sum())
+            sizes = dict(zip(*(each.tolist() for each in torch.unique(groups, return_counts=True)), strict=True))
+            call.asked[row] = sum(map(self.pruner.target, sizes.values()))
+            for group, size in sizes.items():
+                members = alive[groups[alive] == group]
                 num_keep = self.pruner.counts(size, len(self.layers))[stage]
                 if num_keep < members.numel() or self.pruner.adaptive:
                     tokens = self.cues.tokens(call, stage, hidden, arguments, row, members)
-                    memo = call.memos.setdefault((row, int(group)), {})
+                    memo = call.memos.setdefault((row, group), {})
                     members = self._stay(call, stage, row, members, replace(tokens, size=size, memo=memo), num_keep)
                 chosen.append(members)
             # the answer is read off the last token, so it stays whatever it is

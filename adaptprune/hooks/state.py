@@ -349,7 +349,7 @@ class Call:
         words = torch.arange(min(first, last), last + 1, device=self.device)
         if self.token_mask is not None:
             words = words[self.token_mask[row, self.past :].to(self.device)[words] > 0]
-        return words[words >= first] if first <= last else words[-1:]
+        return words
 
     def last_row(self) -> Tensor:
         """For each sample, which incoming token is the prompt's last one that is not padding, (B,)."""

@@ -233,7 +233,9 @@ def install_masks(found: Parts) -> Callable[[], None]:
     ]
     # its own methods, so that a copy of the model has a copy of them
     hooks.append(found.decoder.register_forward_pre_hook(noted.clear))
-    hooks += [maker.register_forward_hook(noted.saw, with_kwargs=True) for maker in makers(found.decoder)]
+    for maker in makers(found.decoder):
+        hooks.append(maker.register_forward_pre_hook(noted.begin, with_kwargs=True))
+        hooks.append(maker.register_forward_hook(noted.end))
 
     def remove() -> None:
         for hook in hooks:

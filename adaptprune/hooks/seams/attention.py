@@ -114,8 +114,7 @@ def _function(attention: nn.Module, config: Any) -> Callable[..., Any]:
 
 def _probe(module: nn.Module, query: Any, key: Any, value: Any, attention_mask: Any, **kwargs: Any) -> Any:
     config, watch = getattr(module, WATCH)
-    options = (kwargs.get(name) for name in ("scaling", "softcap", "sliding_window", "cu_seq_lens_q"))
-    watch(query, key, attention_mask, *options)
+    watch(query, key, attention_mask, *_options(kwargs))
     return _function(module, config)(_Original(module, config), query, key, value, attention_mask, **kwargs)
 
 
@@ -133,9 +132,7 @@ def peek(attention: nn.Module, states: Tensor, arguments: Mapping[str, Any]) -> 
     seen: list[Any] = []
 
     def keep(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
-        seen.append(
-            Watched(query, key, None, kwargs.get("scaling"), kwargs.get("softcap"), kwargs.get("sliding_window"))
-        )
+        seen.append(Watched(query, key, None, *_options(kwargs)))
         return query.new_zeros(query.shape[0], query.shape[2], query.shape[1], value.shape[-1]), None
 
     ALL_ATTENTION_FUNCTIONS.register(PEEK, _peeked)
@@ -153,6 +150,11 @@ def peek(attention: nn.Module, states: Tensor, arguments: Mapping[str, Any]) -> 
     if not seen:
         raise misfit("the attention interface", f"{type(attention).__name__} did not ask for its attention function")
     return seen[0]
+
+
+def _options(kwargs: Mapping[str, Any]) -> list[Any]:
+    """What `Watched` has behind the mask."""
+    return [kwargs.get(name) for name in ("scaling", "softcap", "sliding_window", "cu_seq_lens_q")]
 
 
 def _peeked(module: nn.Module, *args: Any, **kwargs: Any) -> Any:

@@ -84,7 +84,7 @@ class Made:
 
 
 class Noted:
-    """The position embeddings that were made in one forward of a decoder."""
+    """The position embeddings that were made in one forward of a decoder. Its methods are hooks."""
 
     def __init__(self) -> None:
         self._made: list[Made] = []
@@ -97,13 +97,9 @@ class Noted:
         """A module was called."""
         self._made.append(Made(module, args, dict(kwargs)))
 
-    def end(self, output: Any) -> None:
+    def end(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         """The last call has returned."""
         self._made[-1].output = output
-
-    def saw(self, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any) -> None:
-        """A module was called and has returned: a hook behind it."""
-        self._made.append(Made(module, args, dict(kwargs), output))
 
     @property
     def positions(self) -> Any:
