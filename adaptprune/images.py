@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import io
 import threading
@@ -243,3 +244,10 @@ def _fetch(url: str) -> bytes:
     if len(data) > MAX_BYTES:
         raise AdaptPruneError(f"{url!r} has more than the {MAX_BYTES:,} bytes that are allowed.")
     return data
+
+
+def data_url(picture: Image.Image, kind: str = "png", **options: Any) -> str:
+    """A picture as an address that holds it: for pages and messages."""
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -40,9 +40,7 @@ def overlay(
     kept: list[list[tuple[int, int]]] = [[] for _ in sample.grids]
     for grid, row, column in sample.cells:
         kept[grid].append((row, column))
-    pictures = seen if seen is not None and len(seen) == len(sample.grids) else [images[i] for i, _, _ in sample.grids]
-    shapes = [(rows, columns) for _, rows, columns in sample.grids]
-    return side_by_side([_panel(*panel) for panel in zip(pictures, shapes, kept, strict=True)])
+    return side_by_side([_panel(*panel) for panel in zip(*_grids(images, sample, seen), kept, strict=True)])
 
 
 def heat(
@@ -61,9 +59,16 @@ def heat(
     for rank, place in enumerate(order):
         grid, row, column, _ = ranked[place]
         shades[grid][row, column] = rank / max(1, len(order) - 1)
-    pictures = seen if seen is not None and len(seen) == len(sample.grids) else [images[i] for i, _, _ in sample.grids]
-    shapes = [(rows, columns) for _, rows, columns in sample.grids]
-    return side_by_side([_heat(*panel) for panel in zip(pictures, shapes, shades, strict=True)])
+    return side_by_side([_heat(*panel) for panel in zip(*_grids(images, sample, seen), shades, strict=True)])
+
+
+def _grids(
+    images: Sequence[Image.Image], sample: SampleReport, seen: Sequence[Image.Image] | None
+) -> tuple[Sequence[Image.Image], list[tuple[int, int]]]:
+    """Of each grid, the picture that is drawn on, and its rows and columns."""
+    if seen is None or len(seen) != len(sample.grids):
+        seen = [images[image] for image, _, _ in sample.grids]
+    return seen, [(rows, columns) for _, rows, columns in sample.grids]
 
 
 def pictures_seen(processor: Any, inputs: Mapping[str, Tensor], sample: SampleReport) -> list[Image.Image] | None:

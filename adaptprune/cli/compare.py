@@ -88,8 +88,7 @@ def _write(
 def _show(rows: Sequence[Compared]) -> None:
     table = Table("method", "answer", "kept", "first token", "whole answer")
     for row in rows:
-        times = row.to_dict()
-        cells = [f"{each['median']:.0f} ms" if each else "-" for each in (times["first_token_ms"], times["total_ms"])]
+        cells = [f"{each:.0f} ms" for each in row.medians] if row.medians else ["-", "-"]
         kept = f"{row.kept[0]} of {row.kept[1]}" if row.kept else "-" if row.error else "all"
         text = row.error or (row.answer.text if row.answer is not None else "")
         table.add_row(escape(row.title), escape(text), kept, *cells)

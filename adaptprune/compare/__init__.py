@@ -52,6 +52,13 @@ class Compared:
         return "unpruned" if self.method == NONE else self.method
 
     @property
+    def medians(self) -> tuple[float, float] | None:
+        """Milliseconds to the first token and to the end of the answer; None if no round counted."""
+        if not self.first_token_ms:
+            return None
+        return statistics.median(self.first_token_ms), statistics.median(self.total_ms)
+
+    @property
     def kept(self) -> tuple[int, int] | None:
         """Visual tokens that were kept, and all of them; None if none was up for choice."""
         if self.answer is None or self.answer.visual_tokens is None or self.answer.visual_tokens_kept is None:
@@ -60,7 +67,6 @@ class Compared:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON. Times in milliseconds: the median, the lowest and the highest."""
-        times = {name: _spread(getattr(self, name)) for name in ("first_token_ms", "total_ms")}
         report = self.answer.report if self.answer is not None else None
         return {
             "method": self.method,
@@ -70,7 +76,8 @@ class Compared:
             "visual_tokens": self.kept[1] if self.kept else None,
             "mean_kept": report.samples[0].mean_kept if report is not None and report.samples else None,
             "selection_ms": report.selection_ms if report is not None else None,
-            **times,
+            "first_token_ms": _spread(self.first_token_ms),
+            "total_ms": _spread(self.total_ms),
             "error": self.error,
         }
 

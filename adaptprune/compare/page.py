@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from PIL import Image
 
 from adaptprune.compare import Compared
 from adaptprune.compare.sheet import cost
+from adaptprune.images import data_url
 
 STYLE = """
 :root { color-scheme: light dark; }
@@ -61,6 +60,4 @@ def _article(row: Compared) -> str:
 def _picture(picture: Image.Image, what: str) -> str:
     small = picture.convert("RGB")
     small.thumbnail((960, 960))
-    data = io.BytesIO()
-    small.save(data, "PNG")
-    return f'<img alt="{html.escape(what)}" src="data:image/png;base64,{base64.b64encode(data.getvalue()).decode()}">'
+    return f'<img alt="{html.escape(what)}" src="{data_url(small)}">'

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from PIL import Image, ImageDraw, ImageFont
 
 from adaptprune.compare import Compared
+from adaptprune.viz import side_by_side
 
 WIDE = 320  # pixels of a column
 GAP = 16
@@ -65,12 +66,11 @@ def _caption(row: Compared) -> Image.Image:
 
 def cost(row: Compared) -> str:
     """Tokens and times of a row, for people."""
-    times = row.to_dict()
     kept = f"{row.kept[0]} of {row.kept[1]} visual tokens" if row.kept else "all visual tokens"
-    first, total = times["first_token_ms"], times["total_ms"]
-    if first is None or total is None:
+    if row.medians is None:
         return kept
-    return f"{kept}; first token {first['median']:.0f} ms, answer {total['median']:.0f} ms"
+    first, total = row.medians
+    return f"{kept}; first token {first:.0f} ms, answer {total:.0f} ms"
 
 
 def _words(text: str, width: int, size: int, ink: tuple[int, int, int]) -> Image.Image:
@@ -90,13 +90,8 @@ def _beside(images: Sequence[Image.Image]) -> Image.Image:
     if not images:
         return Image.new("RGB", (WIDE, 1), "white")
     height = max(image.height for image in images)
-    scaled = [image.convert("RGB").resize((max(1, image.width * height // image.height), height)) for image in images]
-    canvas = Image.new("RGB", (sum(image.width for image in scaled), height), "white")
-    left = 0
-    for image in scaled:
-        canvas.paste(image, (left, 0))
-        left += image.width
-    return canvas
+    sizes = [(max(1, image.width * height // image.height), height) for image in images]
+    return side_by_side([image.convert("RGB").resize(size) for image, size in zip(images, sizes, strict=True)])
 
 
 def _scaled(picture: Image.Image) -> Image.Image:

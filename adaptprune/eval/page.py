@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ from adaptprune.engines.sampling import Sampling
 from adaptprune.errors import reason
 from adaptprune.eval.columns import Column
 from adaptprune.eval.task import Item, Task
+from adaptprune.images import data_url
 from adaptprune.prompts import question
 from adaptprune.viz import side_by_side
 
@@ -118,8 +117,5 @@ def _figure(picture: Image.Image | None, label: str, answer: str, score: float |
 def _image(picture: Image.Image | None, label: str) -> str:
     if picture is None:
         return "<p><small>no picture</small></p>"
-    buffer = io.BytesIO()
     picture.thumbnail((MOST_PIXELS, MOST_PIXELS))  # WebP has no more, and a page needs less
-    picture.save(buffer, "WEBP", quality=80)
-    data = base64.b64encode(buffer.getvalue()).decode()
-    return f"<img alt='{html.escape(label)}' src='data:image/webp;base64,{data}'>"
+    return f"<img alt='{html.escape(label)}' src='{data_url(picture, 'webp', quality=80)}'>"

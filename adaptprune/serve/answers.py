@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import secrets
 import time
 from typing import Any
 
 from adaptprune.engines.batch.jobs import Delta, Done, Usage
+from adaptprune.images import data_url
 
 
 class Writer:
@@ -130,7 +129,5 @@ def _pruning(usage: Usage, overlay: Any) -> dict[str, Any]:
         "kv_bytes_unpruned": usage.kv_bytes_unpruned,
     }
     if overlay is not None:
-        buffer = io.BytesIO()
-        overlay.save(buffer, "PNG")
-        found["overlay"] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+        found["overlay"] = data_url(overlay)
     return found
